@@ -1,0 +1,5 @@
+"""``python -m featpipe``."""
+
+from featpipe.cli import main
+
+main()

@@ -1,0 +1,162 @@
+"""Where frozen networks come from. Each file here is one source.
+
+A plug-in has ``load(name, weights, seed) -> Backbone`` and ``names() -> list of str``. A
+backbone is written ``[source:]name[@weights]``; without a source it is torchvision's, or the
+plug-in of that very name (``pixels``).
+"""
+
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import nn
+
+from featpipe.decode import Preprocessing
+from featpipe.errors import BackboneError, LayerError, WeightsError
+from featpipe.layers import HookedLayers, TracedLayers, needed_tensors, open_layers
+from featpipe.registry import load_plugin, plugin_names
+from featpipe.weights import Loaded, listing
+
+DEFAULT_SOURCE = "torchvision"
+
+
+@dataclass(frozen=True, eq=False)
+class Backbone:
+    """A frozen network with its own preprocessing.
+
+    Attributes
+    ----------
+    source, name, weights : str
+        Its identity, written ``source:name@weights``.
+    model : nn.Module
+        In eval mode.
+    preprocessing : Preprocessing
+        The weights' own.
+    loaded : Loaded
+        What a weights file lacked, or had too much.
+    random : bool
+        True if the weights are random: nothing was learnt from any image.
+    """
+
+    source: str
+    name: str
+    weights: str
+    model: nn.Module
+    preprocessing: Preprocessing
+    loaded: Loaded = field(default_factory=Loaded)
+    random: bool = False
+
+    def __str__(self) -> str:
+        """As it is written: ``[source:]name@weights``."""
+        source = "" if self.source in (DEFAULT_SOURCE, self.name) else f"{self.source}:"
+        return f"{source}{self.name}@{'random' if self.random else self.weights}"
+
+    @property
+    def title(self) -> str:
+        """What it is called in tables: ``vgg16``, ``timm:resnet50 (random weights)``."""
+        source = "" if self.source in (DEFAULT_SOURCE, self.name) else f"{self.source}:"
+        return f"{source}{self.name}" + (" (random weights)" if self.random else "")
+
+    def layers(self) -> TracedLayers | HookedLayers:
+        """Its named layers, for its input size."""
+        sample = torch.zeros(1, 3, *self.preprocessing.crop)
+        try:
+            return open_layers(self.model, sample)
+        except (RuntimeError, AssertionError, ValueError) as error:
+            raise BackboneError(
+                f"{self.title} does not run on inputs of {self.preprocessing.crop[0]} x "
+                f"{self.preprocessing.crop[1]} pixels: {error}. Try another --input-size."
+            ) from error
+
+    def cut(self, layers: TracedLayers | HookedLayers, names: list[str]) -> nn.Module:
+        """The part of the network up to the named layers, checked to have all its weights.
+
+        Raises
+        ------
+        WeightsError
+            If the layers need a tensor that the weights file did not have.
+        """
+        cut = layers.cut(names)
+        absent = sorted(set(needed_tensors(cut)) & set(self.loaded.missing))
+        if absent:
+            raise WeightsError(
+                f"{self.weights} lacks tensors that {', '.join(names)} of {self.title} needs: "
+                f"{listing(absent)}. It has, unused: {listing(self.loaded.unexpected)}. "
+                "Give complete weights, or an earlier --layer."
+            )
+        return cut
+
+
+def parse_backbone(text: str) -> tuple[str, str, str | None]:
+    """Divide ``[source:]name[@weights]`` into source, name and weights (None: not said).
+
+    >>> parse_backbone("vgg16@random")
+    ('torchvision', 'vgg16', 'random')
+    >>> parse_backbone("timm:resnet50.a1_in1k")
+    ('timm', 'resnet50.a1_in1k', None)
+    """
+    model, at, weights = text.partition("@")
+    source, colon, name = model.partition(":")
+    if not colon:
+        name = model
+        source = model if model in plugin_names("backbones") else DEFAULT_SOURCE
+    if not name or (at and not weights):
+        raise BackboneError(f"{text!r} is no backbone; write [source:]name[@weights].")
+    return source, name, weights or None
+
+
+def load_backbone(
+    backbone: str | Backbone,
+    weights: str | None = None,
+    seed: int = 0,
+    input_size: int | None = None,
+) -> Backbone:
+    """Build a frozen network with its weights and their preprocessing.
+
+    Parameters
+    ----------
+    backbone : str or Backbone
+        ``[source:]name[@weights]``, such as ``vgg16``, ``vgg16@random``,
+        ``timm:resnet50.a1_in1k``, ``python:pkg.mod:factory``, ``pixels``.
+    weights : str
+        ``DEFAULT``, an enum name, a ``.pth`` or ``.safetensors`` file, or ``random``; instead
+        of ``@weights``.
+    seed : int
+        Of random weights.
+    input_size : int
+        Side of the square input in pixels, if not the weights' own.
+
+    Raises
+    ------
+    UnknownNameError
+        If the source or the model is not known.
+    WeightsError
+        If the weights cannot be downloaded or read, or do not fit.
+    """
+    if isinstance(backbone, Backbone):
+        loaded = backbone
+    else:
+        source, name, written = parse_backbone(backbone)
+        if written and weights and written != weights:
+            raise WeightsError(f"{backbone} and --weights {weights} disagree; say it once.")
+        loaded = load_plugin("backbones", source).load(name, written or weights or "DEFAULT", seed)
+    loaded.model.eval().requires_grad_(False)
+    return replace(loaded, preprocessing=loaded.preprocessing.at(input_size))
+
+
+def backbone_names(source: str | None = None) -> dict[str, list[str]]:
+    """Names of the models of one source, or of each, by source."""
+    sources = [source] if source else plugin_names("backbones")
+    return {name: load_plugin("backbones", name).names() for name in sources}
+
+
+def choose_pool(pool: str, layer_was_named: bool, shape: tuple[int, ...]) -> str:
+    """Turn ``auto`` into what it stands for.
+
+    The default layer is averaged over space, so that it is a vector of modest length; a layer
+    that was asked for by name is kept whole.
+    """
+    if pool != "auto":
+        if pool in ("avg", "max") and len(shape) > 3:
+            raise LayerError(f"A layer of shape {shape} cannot be pooled by {pool}; use flatten.")
+        return pool
+    return "flatten" if layer_was_named or len(shape) == 1 else "avg"

@@ -1,0 +1,221 @@
+"""The artefact: one safetensors file that turns images into labels."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from featpipe.backbones import Backbone
+from featpipe.decode import Preprocessing
+from featpipe.device import available_cores
+from featpipe.engines import LoadedImage
+from featpipe.errors import ClassifierError
+from featpipe.extract import Extractor, Progress, load_image, prepare
+from featpipe.heads import Head, make_head
+from featpipe.images import ImageSource
+from featpipe.registry import load_plugin
+from featpipe.settings import ExtractSettings
+from featpipe.spec import Spec
+from featpipe.table import Status
+
+FORMAT = "featpipe-classifier"
+FORMAT_VERSION = "1"
+
+
+@dataclass(frozen=True, eq=False)
+class Prediction:
+    """What a classifier says of one image.
+
+    Attributes
+    ----------
+    id : str
+    true : str or None
+        Its label, where the source has one.
+    proba : float array, shape (classes,), or None
+        None if the image could not be used; `reason` says why.
+    reason : str
+    """
+
+    id: str
+    true: str | None
+    proba: np.ndarray | None
+    reason: str = ""
+
+
+@dataclass(frozen=True, eq=False)
+class Classifier:
+    """A fitted head with everything needed to apply it to new images.
+
+    Attributes
+    ----------
+    spec : Spec
+        Of the features it was trained on.
+    layer : str
+    head_name : str
+    head : Head
+        Its ``classes_`` are indices into `classes`.
+    classes : tuple of str
+    result : dict
+        Metrics and conditions of the training run.
+    """
+
+    spec: Spec
+    layer: str
+    head_name: str
+    head: Head
+    classes: tuple[str, ...]
+    result: dict[str, Any] = field(default_factory=dict)
+
+    def save(self, path: str | Path) -> None:
+        """Write one safetensors file: the head's arrays, and the rest as JSON metadata."""
+        head = {
+            "name": self.head_name,
+            "params": self.head.get_params(),
+            "classes": self.head.classes_.tolist(),
+            "n_features": self.head.n_features_in_,
+        }
+        metadata = {
+            "format": FORMAT,
+            "format_version": FORMAT_VERSION,
+            "spec": json.dumps(self.spec.to_dict()),
+            "layer": self.layer,
+            "head": json.dumps(head),
+            "classes": json.dumps(self.classes),
+            "result": json.dumps(self.result),
+        }
+        save_file(self.head.state(), Path(path), metadata)
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Classifier":
+        """Read what `save` wrote.
+
+        Raises
+        ------
+        ClassifierError
+            If there is no such file, or it is none of featpipe's.
+        """
+        path = Path(path)
+        if not path.is_file():
+            raise ClassifierError(f"There is no classifier file {path}.")
+        try:
+            with safe_open(path, "numpy") as file:
+                metadata = file.metadata() or {}
+                state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        except (SafetensorError, OSError) as error:
+            raise ClassifierError(
+                f"{path} is not a safetensors file, or damaged: {error}"
+            ) from error
+        if metadata.get("format") != FORMAT:
+            raise ClassifierError(f"{path} is a safetensors file, but not featpipe's classifier.")
+        if metadata["format_version"] != FORMAT_VERSION:
+            raise ClassifierError(
+                f"{path} has format version {metadata['format_version']}; this featpipe reads "
+                f"{FORMAT_VERSION}. Install a newer featpipe."
+            )
+        described = json.loads(metadata["head"])
+        head = make_head(described["name"], described["params"]).restore(
+            state, np.array(described["classes"]), described["n_features"]
+        )
+        return cls(
+            Spec.from_dict(json.loads(metadata["spec"])),
+            metadata["layer"],
+            described["name"],
+            head,
+            tuple(json.loads(metadata["classes"])),
+            json.loads(metadata["result"]),
+        )
+
+    def predict_features(self, features: np.ndarray) -> np.ndarray:
+        """Probabilities, shape (n, classes), of features, shape (n, ...) of its layer."""
+        flat = features.reshape(len(features), -1).astype(np.float32, copy=False)
+        proba = np.zeros((len(features), len(self.classes)))
+        proba[:, self.head.classes_] = self.head.predict_proba(flat)
+        return proba
+
+    def predict(
+        self,
+        images: ImageSource,
+        settings: ExtractSettings | None = None,
+        backbone: Backbone | None = None,
+        on_progress: Progress | None = None,
+    ) -> Iterator[Prediction]:
+        """Classify images, one `Prediction` each, in the source's order.
+
+        Parameters
+        ----------
+        images : ImageSource
+        settings : ExtractSettings
+            ``weights`` (where the backbone's weights file lies now), ``device``,
+            ``batch_size`` and ``workers`` are used; the rest is the classifier's.
+        backbone : Backbone
+            The network, if it is loaded already.
+
+        Raises
+        ------
+        ClassifierError
+            If the weights are not those it was trained with.
+        """
+        asked = settings or ExtractSettings()
+        extractor = self._extractor(asked, backbone)
+        preprocessing, size = extractor.backbone.preprocessing, extractor.batch_size
+        table = images.table
+
+        def load(row: int) -> LoadedImage:
+            return load_image(images, row, preprocessing)
+
+        batches = (
+            list(range(start, min(start + size, len(images))))
+            for start in range(0, len(images), size)
+        )
+        workers = asked.workers or available_cores()
+        for batch in load_plugin("engines", "local").run(batches, load, extractor.forward, workers):
+            features = batch.features.get(self.layer)
+            proba = None if features is None else self.predict_features(features)
+            for i, (row, image) in enumerate(zip(batch.items, batch.images, strict=True)):
+                label = None if table.labels is None else int(table.labels[row])
+                true = None if label is None or label < 0 else table.classes[label]
+                if true not in self.classes:
+                    true = None  # a folder's name, but no class of this classifier
+                fine = image.status == Status.OK and proba is not None
+                yield Prediction(
+                    table.ids[row], true, proba[i] if fine and proba is not None else None,
+                    image.reason,
+                )  # fmt: skip
+            if on_progress:
+                on_progress(batch.items[-1] + 1, len(images))
+
+    def _extractor(self, asked: ExtractSettings, backbone: Backbone | None) -> Extractor:
+        """The backbone it was trained on, cut at its layer, checked to be the same."""
+        spec = self.spec
+        seed = spec.weights.rpartition("seed ")[2] if spec.random_weights else ""
+        stored = "random" if spec.random_weights else spec.weights
+        if stored in ("none", "its own"):
+            stored = "DEFAULT"
+        preprocessing = Preprocessing.from_dict(spec.preprocessing)
+        extractor = prepare(
+            backbone or spec.backbone,
+            ExtractSettings(
+                layer=(self.layer,),
+                pool=spec.layers[self.layer],
+                weights=asked.weights or stored,
+                seed=int(seed) if seed.isdigit() else 0,
+                input_size=preprocessing.crop[0],
+                device=asked.device,
+                batch_size=asked.batch_size,
+            ),
+        )
+        wanted = {**spec.to_dict(), "layers": {self.layer: spec.layers[self.layer]}}
+        wanted["dtype"] = extractor.spec.dtype  # how features were stored does not matter now
+        differences = Spec.from_dict(wanted).differences(extractor.spec)
+        if differences:
+            raise ClassifierError(
+                "The classifier was trained on features made otherwise:\n  "
+                + "\n  ".join(differences).replace("cached", "trained with")
+                + "\nGive the weights it was trained with as --weights PATH."
+            )
+        return extractor

@@ -1,0 +1,68 @@
+"""Options made from the settings' fields, so that each is described once."""
+
+import types
+from collections.abc import Callable
+from dataclasses import MISSING, fields
+from typing import Any, get_args, get_origin
+
+import click
+
+Command = Callable[..., Any]
+
+
+def settings_options(
+    kind: type, parameter: str, only: tuple[str, ...] = (), prefix: str = ""
+) -> Callable[[Command], Command]:
+    """Add an option for each field of a settings class; pass them on as one instance.
+
+    Parameters
+    ----------
+    kind : dataclass
+    parameter : str
+        The command function's argument that takes the instance.
+    only : tuple of str
+        Fields to offer; all of them if empty.
+    prefix : str
+        Put before each option's name.
+    """
+    chosen = [field for field in fields(kind) if not only or field.name in only]
+
+    def decorate(function: Command) -> Command:
+        def wrapped(*args: Any, **kwargs: Any) -> Any:
+            values = {field.name: kwargs.pop(prefix + field.name) for field in chosen}
+            return function(*args, **kwargs, **{parameter: kind(**values)})
+
+        wrapped.__name__, wrapped.__doc__ = function.__name__, function.__doc__
+        wrapped.__click_params__ = list(getattr(function, "__click_params__", []))  # type: ignore[attr-defined]
+        for field in reversed(chosen):
+            name = f"--{(prefix + field.name).replace('_', '-')}"
+            meta = field.metadata
+            assert field.default is not MISSING
+            keywords: dict[str, Any] = {"default": field.default, "help": meta["help"]}
+            annotation = _without_none(field.type)
+            if annotation is bool:
+                keywords["is_flag"] = True
+            elif get_origin(annotation) is tuple:
+                keywords |= {"multiple": True, "type": get_args(annotation)[0]}
+            else:
+                keywords["type"] = click.Choice(meta["choices"]) if meta["choices"] else annotation
+            if annotation is not bool:
+                keywords |= {
+                    "metavar": meta["metavar"],
+                    "show_default": field.default not in (None, ()),
+                }
+            wrapped = click.option(name, prefix + field.name, **keywords)(wrapped)
+        return wrapped
+
+    return decorate
+
+
+def _without_none(annotation: Any) -> Any:
+    if isinstance(annotation, types.UnionType):
+        return next(part for part in get_args(annotation) if part is not types.NoneType)
+    return annotation
+
+
+json_option = click.option(
+    "--json", "as_json", is_flag=True, help="Print one JSON document instead of text."
+)

@@ -1,0 +1,101 @@
+"""Printing: results to stdout, everything else to stderr."""
+
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+Report = Callable[[int, int], None]
+EVERY = 5.0  # seconds between lines where there is no terminal
+
+_stderr = Console(stderr=True, highlight=False)
+
+
+def note(text: str, warning: bool = False) -> None:
+    """One note on stderr."""
+    _stderr.print(text, style="yellow" if warning else "dim", markup=False, soft_wrap=True)
+
+
+def print_json(document: Any) -> None:
+    """One JSON document on stdout; NaN never occurs in it."""
+    click.echo(json.dumps(document, ensure_ascii=False, indent=1, allow_nan=False))
+
+
+def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> None:
+    """A table on stdout; all but the first `left` columns are set to the right."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for number, name in enumerate(columns):
+        table.add_column(name, justify="left" if number < left else "right", no_wrap=True)
+    for row in rows:
+        # Text from the user is never markup.
+        table.add_row(*[value.replace("[", r"\[") for value in row])
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = 10_000
+    console.print(table)
+
+
+@contextmanager
+def progress(quiet: bool) -> Iterator[Callable[[str], Report]]:
+    """Yields a maker of progress reporters: bars on a terminal, plain lines elsewhere."""
+    if quiet:
+        yield lambda name: lambda done, total: None
+    elif not _stderr.is_terminal:
+        yield _lines
+    else:
+        with Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[rate]}"),
+            TimeRemainingColumn(),
+            console=_stderr,
+        ) as bars:
+            yield lambda name: _bar(bars, name)
+
+
+def _bar(bars: Progress, name: str) -> Report:
+    task = bars.add_task(name, total=None, rate="")
+    begun = time.perf_counter()
+
+    def report(done: int, total: int) -> None:
+        rate = f"{done / (time.perf_counter() - begun):.1f}/s"
+        bars.update(task, completed=done, total=total, rate=rate)
+
+    return report
+
+
+def _lines(name: str) -> Report:
+    begun = last = time.perf_counter()
+
+    def report(done: int, total: int) -> None:
+        nonlocal last
+        now = time.perf_counter()
+        if now - last >= EVERY or (done >= total and now - begun >= EVERY):
+            last = now
+            rate = done / (now - begun)
+            left = (total - done) / rate if rate else 0
+            print(
+                f"{name}: {done}/{total}, {rate:.1f}/s, {left:.0f} s left",
+                file=sys.stderr,
+                flush=True,
+            )
+
+    return report
+
+
+def percent(value: float | None) -> str:
+    """A share as a percentage with two digits; a dash for none."""
+    return "-" if value is None else f"{100 * value:.2f}"
+
+
+def seconds(value: float) -> str:
+    """Seconds with a sensible number of digits."""
+    return f"{value:.3f}" if value < 1 else f"{value:.1f}"

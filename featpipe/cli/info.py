@@ -1,0 +1,97 @@
+"""``featpipe info``."""
+
+from typing import Any
+
+import click
+
+from featpipe.cli._options import json_option
+
+
+@click.command("info")
+@click.argument("file", type=click.Path(dir_okay=False))
+@json_option
+def command(file: str, as_json: bool) -> None:
+    """Say what FILE holds: a feature cache (.h5) or a classifier (.safetensors)."""
+    from featpipe.cli._output import print_json
+
+    is_classifier = file.endswith(".safetensors")
+    document = _classifier(file) if is_classifier else _cache(file)
+    if as_json:
+        print_json(document)
+    elif is_classifier:
+        _print_classifier(document)
+    else:
+        _print_cache(document)
+
+
+def _cache(file: str) -> dict[str, Any]:
+    from featpipe.cache import FeatureCache
+    from featpipe.cli._text import describe_cache
+
+    with FeatureCache.open(file) as cache:
+        return describe_cache(cache)
+
+
+def _classifier(file: str) -> dict[str, Any]:
+    from featpipe.classifier import Classifier
+
+    classifier = Classifier.load(file)
+    return {
+        "path": file,
+        "head": classifier.head_name,
+        "layer": classifier.layer,
+        "classes": list(classifier.classes),
+        "spec": classifier.spec.to_dict(),
+        "result": classifier.result,
+    }
+
+
+def _print_spec(spec: dict[str, Any]) -> None:
+    from featpipe.decode import Preprocessing
+
+    click.echo(f"backbone      {spec['backbone']}")
+    random = "  RANDOM: nothing was learnt" if spec["random_weights"] else ""
+    click.echo(f"weights       {spec['weights']}{random}")
+    click.echo(f"digest        {spec['weights_digest']}")
+    click.echo(f"preprocessing {Preprocessing.from_dict(spec['preprocessing']).describe()}")
+    click.echo(f"decoder       {spec['decoder']}")
+    click.echo(f"precision     {spec['precision']}, stored as {spec['dtype']}")
+
+
+def _print_cache(document: dict[str, Any]) -> None:
+    click.echo(f"{document['path']}: {document['rows']} rows, {_bytes(document['size_bytes'])}")
+    for name, shape in document["layers"].items():
+        pool = document["spec"]["layers"][name]
+        click.echo(f"layer         {name} {tuple(shape)}, pool {pool}")
+    for title in ("classes", "splits", "suffixes", "status"):
+        if document[title]:
+            counts = ", ".join(f"{name or 'none'} {n}" for name, n in document[title].items())
+            click.echo(f"{title:13} {counts}")
+    if document["groups"]:
+        click.echo(f"groups        {document['groups']}")
+    _print_spec(document["spec"])
+    conditions = document["conditions"]
+    click.echo(
+        f"made          {conditions['finished']}, {conditions['seconds']:.1f} s on "
+        f"{conditions['device']}, {conditions['cpu']}, torch {conditions['versions']['torch']}"
+    )
+    if document["without_features"]:
+        click.echo("without features:")
+        for row in document["without_features"]:
+            click.echo(f"  {row['id']}: {row['reason']}")
+
+
+def _print_classifier(document: dict[str, Any]) -> None:
+    click.echo(f"{document['path']}: {document['head']} on {document['layer']}")
+    click.echo(f"classes       {', '.join(document['classes'])}")
+    _print_spec(document["spec"])
+    for part, scores in document["result"]["scores"].items():
+        low, high = scores["accuracy_interval_95"]
+        click.echo(
+            f"{part:13} accuracy {scores['accuracy']:.4f} (95 % {low:.4f} to {high:.4f}), "
+            f"{scores['n']} images"
+        )
+
+
+def _bytes(size: int) -> str:
+    return f"{size / 1e6:.1f} MB" if size < 1e9 else f"{size / 1e9:.2f} GB"

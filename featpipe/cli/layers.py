@@ -1,0 +1,43 @@
+"""``featpipe layers``."""
+
+import click
+
+from featpipe.cli._options import json_option
+
+
+@click.command("layers")
+@click.argument("backbone")
+@click.option("--input-size", type=int, help="Side of the square input, in pixels.")
+@json_option
+def command(backbone: str, input_size: int | None, as_json: bool) -> None:
+    """List the layers of BACKBONE with the shape of what each gives for one image."""
+    from featpipe.backbones import choose_pool, load_backbone, parse_backbone
+    from featpipe.cli._output import print_json, print_table
+    from featpipe.layers import HookedLayers, pooled_shape
+
+    # Shapes do not depend on the weights, so none are downloaded for them.
+    source, _, weights = parse_backbone(backbone)
+    without = weights is None and source in ("torchvision", "timm")
+    loaded = load_backbone(backbone, "random" if without else None, input_size=input_size)
+    layers = loaded.layers()
+    if as_json:
+        print_json(
+            {
+                "backbone": f"{loaded.source}:{loaded.name}",
+                "default": layers.default,
+                "preprocessing": loaded.preprocessing.to_dict(),
+                "layers": {name: list(shape) for name, shape in layers.shapes.items()},
+            }
+        )
+        return
+    rows = []
+    for name, shape in layers.shapes.items():
+        flat = pooled_shape("flatten", shape)[0]
+        text = " x ".join(map(str, shape))
+        rows.append((name + (" (default)" if name == layers.default else ""), text, f"{flat:,}"))
+    print_table(("layer", "shape", "values"), rows)
+    how = choose_pool("auto", False, layers.shapes[layers.default])
+    pooled = pooled_shape(how, layers.shapes[layers.default])[0]
+    click.echo(f"default: {layers.default}, {pooled:,} values. {loaded.preprocessing.describe()}")
+    if isinstance(layers, HookedLayers):
+        click.echo("This network cannot be traced; its modules are its layers.")

@@ -1,0 +1,92 @@
+"""``featpipe predict``."""
+
+import contextlib
+import csv
+import sys
+from pathlib import Path
+from typing import Any, TextIO
+
+import click
+
+from featpipe.cli._options import json_option, settings_options
+from featpipe.settings import ExtractSettings
+
+
+@click.command("predict")
+@click.argument("classifier", type=click.Path(dir_okay=False))
+@click.argument("images", nargs=-1, required=True)
+@click.option("-o", "--out", help="CSV file to write [default: standard output].")
+@click.option("--top", default=3, show_default=True, help="Labels an image, the likeliest first.")
+@click.option("--grid", metavar="PNG", help="Draw the first pictures with their labels.")
+@click.option("--grid-size", default=24, show_default=True, help="Pictures on the grid.")
+@settings_options(ExtractSettings, "settings", only=("weights", "device", "batch_size", "workers"))
+@json_option
+@click.pass_obj
+def command(
+    quiet: bool,
+    classifier: str,
+    images: tuple[str, ...],
+    out: str | None,
+    top: int,
+    grid: str | None,
+    grid_size: int,
+    settings: ExtractSettings,
+    as_json: bool,
+) -> None:
+    """Label IMAGES, files or folders, with a CLASSIFIER; CSV, or JSON with --json.
+
+    --weights says where the backbone's weights file lies, if it is not where it was.
+    """
+    from featpipe.classifier import Classifier
+    from featpipe.cli._output import note, print_json, progress
+    from featpipe.images import open_several
+    from featpipe.report.plots import plot_grid
+
+    loaded = Classifier.load(classifier)
+    source = open_several(images)
+    predictions = []
+    with progress(quiet) as reporter:
+        for prediction in loaded.predict(source, settings, on_progress=reporter("predict")):
+            predictions.append(prediction)
+    if grid:
+        plot_grid(predictions[:grid_size], loaded.classes, source, grid)
+        note(f"{min(grid_size, len(predictions))} pictures in {grid}")
+    rows = [_row(prediction, loaded.classes, top) for prediction in predictions]
+    if as_json:
+        print_json({"classifier": classifier, "classes": list(loaded.classes), "predictions": rows})
+    else:
+        _write_csv(rows, out, min(top, len(loaded.classes)))
+    failed = sum(row["label"] is None for row in rows)
+    if failed:
+        note(f"{failed} of {len(rows)} images could not be used; the column reason says why.", True)
+
+
+def _row(prediction: Any, classes: tuple[str, ...], top: int) -> dict[str, Any]:
+    row = {"id": prediction.id, "true": prediction.true, "label": None, "top": []}
+    if prediction.proba is not None:
+        order = prediction.proba.argsort(kind="stable")[::-1][:top]
+        row["top"] = [
+            {"label": classes[i], "probability": round(float(prediction.proba[i]), 6)}
+            for i in order
+        ]
+        row["label"] = row["top"][0]["label"]
+    row["reason"] = prediction.reason
+    return row
+
+
+def _write_csv(rows: list[dict[str, Any]], out: str | None, top: int) -> None:
+    header = ["id", "true"]
+    for rank in range(1, top + 1):
+        header += [f"label_{rank}", f"probability_{rank}"]
+    with contextlib.ExitStack() as stack:
+        file: TextIO = sys.stdout
+        if out:
+            file = stack.enter_context(
+                Path(out).open("w", encoding="utf-8", errors="surrogateescape", newline="")
+            )
+        writer = csv.writer(file)
+        writer.writerow([*header, "reason"])
+        for row in rows:
+            cells = [cell for best in row["top"] for cell in (best["label"], best["probability"])]
+            cells += [""] * (2 * top - len(cells))
+            writer.writerow([row["id"], row["true"] or "", *cells, row["reason"]])

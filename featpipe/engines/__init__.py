@@ -1,0 +1,42 @@
+"""Where the work runs. Each file here is one engine.
+
+A plug-in has ``run(batches, load, forward, workers) -> iterator of Batch``; batches may come
+back in any order.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from featpipe.table import Status
+
+
+@dataclass(frozen=True, eq=False)
+class LoadedImage:
+    """One image, ready for the network, or the reason why not.
+
+    Attributes
+    ----------
+    pixels : uint8 array, shape (3, height, width), or None
+    status : Status
+    reason : str
+        Empty if the status is OK.
+    """
+
+    pixels: np.ndarray | None
+    status: Status = Status.OK
+    reason: str = ""
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """Results of one forward pass; position ``i`` of everything is item ``items[i]``."""
+
+    items: list[int]
+    images: list[LoadedImage]
+    features: dict[str, np.ndarray]
+
+
+Load = Callable[[int], LoadedImage]
+Forward = Callable[[np.ndarray], dict[str, np.ndarray]]

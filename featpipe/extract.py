@@ -1,0 +1,267 @@
+"""Stage one: images to cached features."""
+
+import hashlib
+import logging
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+
+from featpipe.backbones import Backbone, choose_pool, load_backbone
+from featpipe.cache import FeatureCache
+from featpipe.cache_build import CacheBuilder
+from featpipe.decode import DECODER, Preprocessing, decode
+from featpipe.device import available_cores, machine_facts
+from featpipe.engines import LoadedImage
+from featpipe.errors import DecodeError, LayerError
+from featpipe.images import ImageSource, open_images
+from featpipe.layers import Shape, needed_tensors, pooled_shape
+from featpipe.registry import load_plugin
+from featpipe.runtimes import ForwardPass, PooledLayer
+from featpipe.settings import ExtractSettings, ImageSettings
+from featpipe.spec import Spec
+from featpipe.table import Status
+from featpipe.weights import digest_weights
+
+log = logging.getLogger(__name__)
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True, eq=False)
+class Extractor:
+    """A backbone made ready to turn pixels into features, and the Spec of what comes out."""
+
+    backbone: Backbone
+    forward: ForwardPass
+    shapes: dict[str, Shape]
+    spec: Spec
+    batch_size: int
+
+
+def extract_features(
+    images: str | Path | ImageSource,
+    backbone: str | Backbone,
+    out: str | Path,
+    settings: ExtractSettings | None = None,
+    image_settings: ImageSettings | None = None,
+    on_progress: Progress | None = None,
+) -> FeatureCache:
+    """Run a frozen backbone once over every image and cache what its layers give.
+
+    Resumes an interrupted run; computes nothing that `out` already holds for the same image
+    bytes under the same settings.
+
+    Parameters
+    ----------
+    images : str, Path or ImageSource
+        What `open_images` takes.
+    backbone : str or Backbone
+        ``[source:]name[@weights]``.
+    out : str or Path
+        The HDF5 file to make.
+    settings : ExtractSettings
+    image_settings : ImageSettings
+        For manifests.
+    on_progress : callable
+        Called with (images done, images to do) after each batch.
+
+    Returns
+    -------
+    FeatureCache
+        One row an image, in the source's order; a row whose image could not be used has a
+        status, a reason, and NaN.
+
+    Raises
+    ------
+    SpecMismatchError
+        If `out` was made with other settings.
+    DecodeError
+        If an image cannot be used and ``settings.on_error`` is ``raise``.
+    """
+    settings = settings or ExtractSettings()
+    begun = time.perf_counter()
+    source = open_images(images, image_settings)
+    if source.note:
+        log.info("%s: %s.", source.location, source.note)
+    extractor = prepare(backbone, settings)
+    workers = settings.workers or available_cores()
+    digests, status, reasons = scan(source, workers)
+    if settings.on_error == "raise":
+        _raise_first(source, status, reasons)
+    builder = CacheBuilder(
+        Path(out), extractor.spec, extractor.shapes, source.table, digests, status, reasons,
+        extractor.batch_size, settings.overwrite,
+    )  # fmt: skip
+    builder.start_clock(begun)
+    if builder.reused:
+        log.info("%d of %d rows are already computed.", builder.reused, len(source))
+    try:
+        _compute(builder, source, extractor, workers, settings.on_error, on_progress)
+        facts = machine_facts(extractor.forward.device)
+        facts["finished"] = datetime.now(UTC).isoformat(timespec="seconds")
+        cache = builder.finish(facts)
+    finally:
+        builder.close()
+    _report(cache)
+    return cache
+
+
+def prepare(backbone: str | Backbone, settings: ExtractSettings) -> Extractor:
+    """Load a backbone, cut it at the layers asked for, and put it on its device."""
+    loaded = load_backbone(backbone, settings.weights, settings.seed, settings.input_size)
+    if loaded.random:
+        log.warning(
+            "%s: random weights, nothing in them was learnt from any image. Figures say how the "
+            "pipeline runs, not how good the backbone is.",
+            loaded.title,
+        )
+    if loaded.loaded.missing or loaded.loaded.unexpected:
+        log.warning(
+            "%s: %d tensors of %s are missing from the file (%s), %d in it are of no use (%s).",
+            loaded.weights,
+            len(loaded.loaded.missing),
+            loaded.title,
+            ", ".join(loaded.loaded.missing[:4]) or "none",
+            len(loaded.loaded.unexpected),
+            ", ".join(loaded.loaded.unexpected[:4]) or "none",
+        )
+    graph = loaded.layers()
+    names = [graph.resolve(name) for name in settings.layer] or [graph.default]
+    if len(set(names)) != len(names):
+        raise LayerError(f"A layer is asked for twice: {', '.join(names)}.")
+    layers = []
+    for name in names:
+        how = choose_pool(settings.pool, bool(settings.layer), graph.shapes[name])
+        layers.append(PooledLayer(name, how, graph.shapes[name]))
+    cut = loaded.cut(graph, names)
+    runtime = load_plugin("runtimes", "torch")
+    forward = runtime.Runtime(cut, layers, loaded.preprocessing, settings.device)
+    spec = Spec(
+        backbone=f"{loaded.source}:{loaded.name}",
+        weights=loaded.weights,
+        weights_digest=digest_weights(needed_tensors(cut)),
+        random_weights=loaded.random,
+        layers={layer.name: layer.pool for layer in layers},
+        preprocessing=loaded.preprocessing.to_dict(),
+        decoder=DECODER,
+        precision=forward.precision,
+        dtype=settings.dtype,
+    )
+    shapes = {layer.name: pooled_shape(layer.pool, layer.shape) for layer in layers}
+    # A CPU is fastest while a batch's activations stay in its cache.
+    batch_size = settings.batch_size or (8 if forward.device == "cpu" else 64)
+    return Extractor(loaded, forward, shapes, spec, batch_size)
+
+
+def load_image(source: ImageSource, row: int, preprocessing: Preprocessing) -> LoadedImage:
+    """Read, decode and resize one image; what goes wrong becomes a status and a reason."""
+    try:
+        return LoadedImage(preprocessing.pixels(decode(source.read(row))))
+    except DecodeError as error:
+        return LoadedImage(None, Status.UNDECODABLE, str(error))
+    except OSError as error:
+        return LoadedImage(None, *_os_status(error))
+
+
+def scan(source: ImageSource, workers: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Digest every image's bytes.
+
+    Returns
+    -------
+    digests : uint8 array, shape (n, 16)
+        BLAKE2b-128; zeros where the bytes could not be read.
+    status : uint8 array, shape (n,)
+    reasons : object array of str, shape (n,)
+    """
+    digests = np.zeros((len(source), 16), np.uint8)
+    status = np.zeros(len(source), np.uint8)
+    reasons = np.full(len(source), "", dtype=object)
+
+    def digest(row: int) -> None:
+        try:
+            data = source.read(row)
+        except OSError as error:
+            status[row], reasons[row] = _os_status(error)
+            return
+        digests[row] = np.frombuffer(hashlib.blake2b(data, digest_size=16).digest(), np.uint8)
+
+    with ThreadPoolExecutor(workers) as pool:
+        for _ in pool.map(digest, range(len(source)), chunksize=64):
+            pass
+    return digests, status, reasons
+
+
+def _os_status(error: OSError) -> tuple[Status, str]:
+    if isinstance(error, FileNotFoundError):
+        return Status.MISSING, "no such file"
+    return Status.UNREADABLE, error.strerror or str(error)
+
+
+def _compute(
+    builder: CacheBuilder,
+    source: ImageSource,
+    extractor: Extractor,
+    workers: int,
+    on_error: str,
+    on_progress: Progress | None,
+) -> None:
+    """Fill the builder; whatever stops this, what was computed is kept."""
+    rows = builder.rows_of_work()
+    preprocessing = extractor.backbone.preprocessing
+
+    def load(item: int) -> LoadedImage:
+        if rows[item] < 0:
+            return LoadedImage(None, Status.MISSING, "no longer among the images")
+        return load_image(source, int(rows[item]), preprocessing)
+
+    engine = load_plugin("engines", "local")
+    done = 0
+    # One thread writes while the next batch is in the network.
+    with ThreadPoolExecutor(1, thread_name_prefix="featpipe-write") as writer:
+        writing = writer.submit(lambda: None)
+        try:
+            for batch in engine.run(builder.batches(), load, extractor.forward, workers):
+                writing.result()
+                writing = writer.submit(builder.write, batch)
+                for item, image in zip(batch.items, batch.images, strict=True):
+                    if on_error == "raise" and image.status != Status.OK and rows[item] >= 0:
+                        raise DecodeError(
+                            f"{source.table.ids[rows[item]]} in {source.location}: {image.reason}. "
+                            "Mend or remove it, or use --on-error record."
+                        )
+                done += int((rows[batch.items] >= 0).sum())
+                if on_progress:
+                    on_progress(done, builder.pending)
+            writing.result()
+        except BaseException:
+            writing.exception()
+            builder.flush()
+            if done:
+                log.warning(
+                    "%d images are saved; the same command computes the other %d.",
+                    builder.reused + done,
+                    max(0, builder.pending - done),
+                )
+            raise
+
+
+def _raise_first(source: ImageSource, status: np.ndarray, reasons: np.ndarray) -> None:
+    bad = np.flatnonzero(status != Status.OK)
+    if len(bad):
+        raise DecodeError(
+            f"{source.table.ids[bad[0]]} in {source.location}: {reasons[bad[0]]}. "
+            "Mend or remove it, or use --on-error record."
+        )
+
+
+def _report(cache: FeatureCache) -> None:
+    bad = np.flatnonzero(~cache.ok)
+    for row in bad[:5]:
+        log.warning("No features for %s: %s.", cache.table.ids[row], cache.reasons[row])
+    if len(bad) > 5:
+        log.warning("... and for %d more; `featpipe info` lists them.", len(bad) - 5)

@@ -1,0 +1,104 @@
+"""The settings of each stage, each default written once.
+
+The command line makes its options from these fields, so that a name, a default and a help
+text are the same in Python and in the shell. Nothing heavy is imported here: ``--help``
+must not wait for torch.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+
+def option(default: Any, help: str, choices: tuple[str, ...] = (), metavar: str = "") -> Any:
+    """A dataclass field that also describes a command-line option."""
+    return field(
+        default=default, metadata={"help": help, "choices": choices, "metavar": metavar or None}
+    )
+
+
+@dataclass(frozen=True)
+class ImageSettings:
+    """How a table of images is read. Only manifests (CSV, TSV, Parquet) need any of it."""
+
+    path_column: str | None = option(None, "Manifest column that holds the image paths.")
+    label_column: str | None = option(None, "Manifest column that holds the labels.")
+    group_column: str | None = option(
+        None, "Manifest column of groups that a split must not tear apart (patient, scene)."
+    )
+    split_column: str | None = option(None, "Manifest column that holds train, val or test.")
+    root: str | None = option(
+        None,
+        "Folder that manifest paths are relative to, or that built-in data sets are kept in "
+        "[default: the manifest's own folder].",
+        metavar="DIR",
+    )
+
+
+@dataclass(frozen=True)
+class ExtractSettings:
+    """How features are computed and stored."""
+
+    layer: tuple[str, ...] = option(
+        (), "Layer to cache; repeat for several in one pass [default: the penultimate features]."
+    )
+    pool: str = option(
+        "auto",
+        "What becomes of maps and token sequences; auto averages the default layer and flattens "
+        "a layer that was named.",
+        ("auto", "flatten", "avg", "max", "none"),
+    )
+    weights: str | None = option(
+        None,
+        "DEFAULT, a torchvision enum name, a .pth or .safetensors file, or random; the same as "
+        "BACKBONE@WEIGHTS.",
+    )
+    seed: int = option(0, "Seed of random weights.")
+    input_size: int | None = option(
+        None, "Side of the network's square input, in pixels [default: the weights' own]."
+    )
+    dtype: str = option("float32", "Type the features are stored in.", ("float32", "float16"))
+    batch_size: int | None = option(
+        None, "Images in one forward pass [default: 8 on a CPU, 64 on an accelerator]."
+    )
+    workers: int | None = option(None, "Threads that read and decode [default: one a core].")
+    device: str = option("auto", "auto, cpu, cuda, cuda:1, mps.")
+    on_error: str = option(
+        "record",
+        "An image that cannot be decoded becomes a row with a reason, or stops the run.",
+        ("record", "raise"),
+    )
+    overwrite: bool = option(False, "Start anew, whatever is there.")
+
+
+@dataclass(frozen=True)
+class TrainSettings:
+    """How rows are divided and which features are used. A head's own parameters are its own."""
+
+    layer: str | None = option(None, "Layer of the cache to train on [default: the only one].")
+    split: str = option(
+        "auto",
+        "given: the source's own train/val/test; random: a seeded one; auto: given where there "
+        "is one.",
+        ("auto", "given", "random"),
+    )
+    val: float = option(0.2, "Share of the rows that selects epochs.")
+    test: float = option(0.0, "Share of the rows that is scored once, at the end.")
+    group: str = option(
+        "auto",
+        "Rows of one group stay on one side of the split: auto takes the groups of the cache, "
+        "none ignores them, anything else is a regular expression whose first group in the id "
+        "is the group.",
+        metavar="auto|none|REGEX",
+    )
+    seed: int = option(0, "Seed of the split, the initial weights and the batches.")
+    device: str = option("auto", "auto, cpu, cuda, cuda:1, mps.")
+
+
+@dataclass(frozen=True)
+class ScratchSettings:
+    """The two-layer CNN trained from pixels."""
+
+    epochs: int = option(15, "Epochs of the CNN from scratch.")
+    batch_size: int = option(128, "Batch size of the CNN from scratch.")
+    lr: float = option(1e-3, "Learning rate of the CNN from scratch (Adam).")
+    input_size: int = option(224, "Side of its input in pixels.")

@@ -1,0 +1,117 @@
+"""Reading, applying and identifying a network's weights; nothing is ever unpickled."""
+
+import hashlib
+import pickle
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from featpipe.errors import WeightsError
+
+FILE_SUFFIXES = (".pth", ".pt", ".bin", ".safetensors")
+_WRAPPERS = ("state_dict", "model_state_dict", "model", "state_dict_ema")
+_PREFIXES = ("module.", "_orig_mod.", "model.")
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """What a state dict did not have, and had too much, for a network."""
+
+    missing: tuple[str, ...] = ()
+    unexpected: tuple[str, ...] = ()
+
+
+def is_weights_file(weights: str) -> bool:
+    """Whether `weights` names a file rather than an enum member."""
+    return weights.lower().endswith(FILE_SUFFIXES)
+
+
+def read_state_dict(path: str | Path) -> dict[str, Tensor]:
+    """Read a state dict from ``.safetensors``, or from a torch file with ``weights_only=True``.
+
+    A dictionary that wraps the state dict (``{"state_dict": ...}``) and the prefixes that
+    DataParallel and compile put before every name are taken off.
+
+    Raises
+    ------
+    WeightsError
+        If there is no such file, or it holds anything but tensors.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise WeightsError(f"There is no weights file {path}.")
+    try:
+        if path.suffix.lower() == ".safetensors":
+            from safetensors.torch import load_file
+
+            state: object = load_file(path)
+        else:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise WeightsError(
+            f"{path} holds more than tensors and is not opened, since unpickling it could run "
+            "any code. Save its state_dict() alone, best as .safetensors."
+        ) from error
+    except Exception as error:  # both readers raise many things on a damaged file
+        raise WeightsError(f"{path} cannot be read as weights: {error}") from error
+    for wrapper in _WRAPPERS:
+        if isinstance(state, Mapping) and isinstance(state.get(wrapper), Mapping):
+            state = state[wrapper]
+    if not isinstance(state, Mapping) or not state:
+        raise WeightsError(f"{path} holds no state dict.")
+    found = {str(name): value for name, value in state.items() if isinstance(value, Tensor)}
+    if not found:
+        raise WeightsError(f"{path} holds no tensors.")
+    return found
+
+
+def apply_state_dict(model: nn.Module, state: dict[str, Tensor], origin: str) -> Loaded:
+    """Load what fits into `model` and report the rest; a wrong shape counts as missing.
+
+    Raises
+    ------
+    WeightsError
+        If hardly anything fits: the weights are another architecture's.
+    """
+    own = model.state_dict()
+    for prefix in _PREFIXES:
+        if all(name.startswith(prefix) for name in state) and not set(own) & set(state):
+            state = {name.removeprefix(prefix): value for name, value in state.items()}
+    fitting = {
+        name: value
+        for name, value in state.items()
+        if name in own and own[name].shape == value.shape
+    }
+    counters = {name for name in own if name.endswith("num_batches_tracked")}
+    missing = tuple(name for name in own if name not in fitting and name not in counters)
+    unexpected = tuple(name for name in state if name not in fitting)
+    if len(fitting) < len(own) / 2:
+        raise WeightsError(
+            f"{origin} does not fit {type(model).__name__}: {len(fitting)} of {len(own)} tensors "
+            f"match. Missing: {listing(missing)}. Unexpected: {listing(unexpected)}."
+        )
+    model.load_state_dict(fitting, strict=False)
+    return Loaded(missing, unexpected)
+
+
+def listing(names: tuple[str, ...] | list[str], most: int = 6) -> str:
+    """The first names of a list, and how many more there are."""
+    if not names:
+        return "none"
+    rest = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + rest
+
+
+def digest_weights(tensors: Mapping[str, Tensor]) -> str:
+    """128-bit BLAKE2b digest, as hex, of tensors with their names, types and shapes."""
+    digest = hashlib.blake2b(digest_size=16)
+    for name, value in sorted(tensors.items()):
+        if name.endswith("num_batches_tracked"):
+            continue  # counts training steps; no feature depends on it
+        value = value.detach().cpu().contiguous()
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
+        digest.update(value.flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
