@@ -210,6 +210,7 @@ class Classifier:
             ),
         )
         wanted = {**spec.to_dict(), "layers": {self.layer: spec.layers[self.layer]}}
+        wanted["weights_digests"] = {self.layer: spec.weights_digests[self.layer]}
         wanted["dtype"] = extractor.spec.dtype  # how features were stored does not matter now
         differences = Spec.from_dict(wanted).differences(extractor.spec)
         if differences:

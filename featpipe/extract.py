@@ -144,7 +144,9 @@ def prepare(backbone: str | Backbone, settings: ExtractSettings) -> Extractor:
     spec = Spec(
         backbone=f"{loaded.source}:{loaded.name}",
         weights=loaded.weights,
-        weights_digest=digest_weights(needed_tensors(cut)),
+        weights_digests={
+            name: digest_weights(needed_tensors(loaded.cut(graph, [name]))) for name in names
+        },
         random_weights=loaded.random,
         layers={layer.name: layer.pool for layer in layers},
         preprocessing=loaded.preprocessing.to_dict(),

@@ -13,9 +13,9 @@ class Spec:
     backbone : str
         ``source:name``.
     weights : str
-        What the weights were called; `weights_digest` is what counts.
-    weights_digest : str
-        BLAKE2b-128, hex, of the tensors that the layers need and of no others.
+        What the weights were called; `weights_digests` are what counts.
+    weights_digests : dict
+        Layer name to BLAKE2b-128, hex, of the tensors that this layer needs and of no others.
     random_weights : bool
         True if nothing was ever learnt.
     layers : dict
@@ -32,7 +32,7 @@ class Spec:
 
     backbone: str
     weights: str
-    weights_digest: str
+    weights_digests: dict[str, str]
     random_weights: bool
     layers: dict[str, str]
     preprocessing: dict[str, Any]
@@ -50,23 +50,34 @@ class Spec:
         return cls(**values)
 
     def differences(self, asked: "Spec") -> list[str]:
-        """One line for each thing that differs: what this Spec has, what is asked for."""
-        mine, theirs = _flat(self.to_dict()), _flat(asked.to_dict())
-        # The same bytes under another name are the same weights.
-        mine.pop("weights"), theirs.pop("weights")
+        """One line for each thing that differs: what this Spec has, what is asked for.
+
+        Weights are compared layer by layer, by their digest; where the bytes are the same,
+        their names do not matter.
+        """
+        mine, theirs = _flat(self._comparable(asked)), _flat(asked._comparable(self))
         return [
-            f"{key.replace('_', ' ')}: cached {mine.get(key, 'none')}, "
-            f"requested {theirs.get(key, 'none')}"
+            f"{key}: cached {mine.get(key, 'none')}, requested {theirs.get(key, 'none')}"
             for key in sorted({*mine, *theirs})
             if mine.get(key) != theirs.get(key)
         ]
 
+    def _comparable(self, other: "Spec") -> dict[str, Any]:
+        values = self.to_dict()
+        shared = set(self.weights_digests) & set(other.weights_digests)
+        if all(self.weights_digests[layer] == other.weights_digests[layer] for layer in shared):
+            del values["weights"]
+        values["weights_digests"] = {layer: self.weights_digests[layer] for layer in shared}
+        return values
 
-def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+
+def _flat(values: dict[str, Any]) -> dict[str, Any]:
+    """Dictionaries within it spread out; their own keys, such as layers, stay as they are."""
     flat: dict[str, Any] = {}
-    for key, value in values.items():
+    for name, value in values.items():
+        key = name.replace("_", " ")
         if isinstance(value, dict):
-            flat.update(_flat(value, f"{prefix}{key} "))
+            flat.update({f"{key} {inner}": held for inner, held in value.items()})
         else:
-            flat[prefix + key] = value
+            flat[key] = value
     return flat

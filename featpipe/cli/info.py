@@ -52,7 +52,8 @@ def _print_spec(spec: dict[str, Any]) -> None:
     click.echo(f"backbone      {spec['backbone']}")
     random = "  RANDOM: nothing was learnt" if spec["random_weights"] else ""
     click.echo(f"weights       {spec['weights']}{random}")
-    click.echo(f"digest        {spec['weights_digest']}")
+    for layer, digest in spec["weights_digests"].items():
+        click.echo(f"digest        {digest} (up to {layer})")
     click.echo(f"preprocessing {Preprocessing.from_dict(spec['preprocessing']).describe()}")
     click.echo(f"decoder       {spec['decoder']}")
     click.echo(f"precision     {spec['precision']}, stored as {spec['dtype']}")

@@ -1,0 +1,233 @@
+"""Heads: scikit-learn's own checks, and what featpipe promises beyond them."""
+
+import pickle
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from sklearn.base import clone
+from sklearn.model_selection import GridSearchCV, cross_val_score
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from sklearn.utils.estimator_checks import parametrize_with_checks
+
+from featpipe.errors import HeadError, UnknownNameError
+from featpipe.heads import Head, make_head
+from featpipe.registry import plugin_names
+
+NAMES = plugin_names("heads")
+BY_EPOCHS = ["linear", "mlp"]
+QUICK = {"epochs": 30, "lr": 0.05, "hidden": (16,), "device": "cpu"}
+
+Data = tuple[np.ndarray, np.ndarray]
+
+
+def quick_head(name: str, **options: Any) -> Head:
+    """A head that learns a few hundred rows in a moment."""
+    head = make_head(name)
+    wanted = {**QUICK, **options}
+    return head.set_params(**{k: v for k, v in wanted.items() if k in head.get_params()})
+
+
+def blobs(seed: int, rows: int = 90, spread: float = 1.0) -> Data:
+    """Rows of three classes around three corners, with other noise for another seed."""
+    random = np.random.default_rng(seed)
+    labels = np.arange(rows) % 3
+    centres = 3 * np.eye(3, 6)
+    return (centres[labels] + spread * random.normal(size=(rows, 6))).astype(np.float32), labels
+
+
+@parametrize_with_checks([quick_head(name) for name in NAMES])
+def test_every_head_is_a_scikit_learn_classifier(estimator: Head, check: Any) -> None:
+    check(estimator)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_clone_has_the_same_options_and_is_not_fitted(name: str) -> None:
+    head = quick_head(name, standardize=False).fit(*blobs(0))
+    copy = clone(head)
+    assert copy.get_params() == head.get_params()
+    assert not hasattr(copy, "classes_")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_pickled_head_gives_the_same_probabilities(name: str) -> None:
+    head = quick_head(name).fit(*blobs(0))
+    X, _ = blobs(1)
+    again = pickle.loads(pickle.dumps(head))
+    assert np.array_equal(again.predict_proba(X), head.predict_proba(X))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_state_and_restore_give_the_same_probabilities(name: str) -> None:
+    X, y = blobs(0)
+    head = quick_head(name).fit(X, y)
+    again = quick_head(name).restore(head.state(), head.classes_, head.n_features_in_)
+    assert np.array_equal(again.predict_proba(X), head.predict_proba(X))
+    assert again.n_parameters == head.n_parameters
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_two_classes_are_restored_with_both_columns(name: str) -> None:
+    X, y = blobs(0)
+    X, y = X[y < 2], np.array(["no", "yes"])[y[y < 2]]
+    head = quick_head(name).fit(X, y)
+    again = quick_head(name).restore(head.state(), head.classes_, head.n_features_in_)
+    assert np.array_equal(again.predict_proba(X), head.predict_proba(X))
+    assert (again.predict(X) == y).mean() > 0.9
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_head_works_in_a_pipeline_and_a_cross_validation(name: str) -> None:
+    X, y = blobs(0)
+    scores = cross_val_score(make_pipeline(StandardScaler(), quick_head(name)), X, y, cv=3)
+    assert scores.min() > 0.8
+
+
+@pytest.mark.parametrize(
+    ("name", "option", "good", "bad"),
+    [("linear", "lr", 0.05, 1e-9), ("mlp", "lr", 0.05, 1e-9), ("sklearn-logistic", "C", 1, 1e-12)],
+)
+def test_a_grid_search_finds_the_option_that_learns(
+    name: str, option: str, good: float, bad: float
+) -> None:
+    X, y = blobs(0)
+    # Unequal classes, so that the one that learnt nothing is not right by chance.
+    search = GridSearchCV(quick_head(name, seed=3), {option: [bad, good]}, cv=3).fit(X, y)
+    assert search.best_params_ == {option: good}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_probabilities_sum_to_one_and_follow_the_order_of_classes(name: str) -> None:
+    X, y = blobs(0)
+    names = np.array(["zebra", "ant", "mole"])[y]
+    head = quick_head(name).fit(X, names)
+    proba = head.predict_proba(X)
+    assert list(head.classes_) == ["ant", "mole", "zebra"]
+    assert proba.sum(axis=1) == pytest.approx(1)
+    assert (proba >= 0).all()
+    assert (head.classes_[proba.argmax(axis=1)] == names).mean() > 0.9
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_same_seed_gives_the_same_head(name: str) -> None:
+    first, second = (quick_head(name).fit(*blobs(0)).state() for _ in range(2))
+    assert first.keys() == second.keys()
+    for key, array in first.items():
+        assert np.array_equal(array, second[key]), key
+
+
+@pytest.mark.parametrize("name", BY_EPOCHS)
+def test_another_seed_gives_other_weights(name: str) -> None:
+    first, second = (quick_head(name, seed=seed).fit(*blobs(0)).arrays() for seed in (0, 1))
+    assert all(not np.array_equal(array, second[key]) for key, array in first.items())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_fitting_leaves_the_global_random_numbers_alone(name: str) -> None:
+    before, numpy_before = torch.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002
+    quick_head(name).fit(*blobs(0), validation=blobs(1)).predict(blobs(2)[0])
+    assert torch.equal(torch.get_rng_state(), before)
+    assert np.array_equal(np.random.get_state()[1], numpy_before)  # noqa: NPY002
+
+
+@pytest.mark.parametrize("name", BY_EPOCHS)
+def test_what_was_drawn_before_does_not_change_the_head(name: str) -> None:
+    proba = []
+    for seed in (1, 2):
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            proba.append(quick_head(name).fit(*blobs(0)).predict_proba(blobs(1)[0]))
+    assert np.array_equal(*proba)
+
+
+@pytest.mark.parametrize("name", BY_EPOCHS)
+def test_the_epoch_of_the_lowest_validation_loss_is_kept(name: str) -> None:
+    # Labels that are partly noise, so that the validation loss rises again.
+    (X, y), (X_val, y_val) = blobs(0, spread=3), blobs(1, spread=3)
+    head = quick_head(name, epochs=60, patience=0).fit(X, y, validation=(X_val, y_val))
+    losses = [row["val_loss"] for row in head.curves_]
+    assert losses.index(min(losses)) < len(losses) - 1  # else the last would do as well
+    proba = head.predict_proba(X_val)
+    loss = -np.log(proba[np.arange(len(y_val)), y_val]).mean()
+    assert loss == pytest.approx(min(losses), rel=1e-4)
+
+
+@pytest.mark.parametrize("name", BY_EPOCHS)
+def test_training_stops_when_patience_runs_out(name: str) -> None:
+    head = quick_head(name, epochs=200, patience=4)
+    head.fit(*blobs(0, spread=3), validation=blobs(1, spread=3))
+    losses = [row["val_loss"] for row in head.curves_]
+    assert len(losses) < 200
+    assert len(losses) - 1 - losses.index(min(losses)) == 4
+
+
+@pytest.mark.parametrize("name", BY_EPOCHS)
+def test_validation_rows_of_unknown_classes_select_nothing(name: str) -> None:
+    X, y = blobs(0)
+    head = quick_head(name, patience=2).fit(X, y, validation=(X[:5], np.full(5, 99)))
+    assert len(head.curves_) == QUICK["epochs"]
+    assert all(np.isfinite(list(row.values())).all() for row in head.curves_)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_unknown_option_lists_the_known_ones(name: str) -> None:
+    with pytest.raises(HeadError, match="standardize") as error:
+        make_head(name, {"flux": 1})
+    for option in make_head(name).get_params():
+        assert option in str(error.value)
+
+
+def test_an_unknown_head_names_the_nearest() -> None:
+    with pytest.raises(UnknownNameError, match="linear"):
+        make_head("liner")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_one_class_alone_cannot_be_learnt(name: str) -> None:
+    with pytest.raises(HeadError, match="one class"):
+        quick_head(name).fit(blobs(0)[0], np.zeros(90, int))
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("constant", [0.0, 1e-30, 0.1, 1e6])
+def test_a_constant_feature_changes_nothing(name: str, constant: float) -> None:
+    X, y = blobs(0)
+    X = np.column_stack([X, np.full(len(X), constant, np.float32)])
+    head = quick_head(name).fit(X, y)
+    assert np.isfinite(head.predict_proba(X)).all()
+    assert head.score(X, y) > 0.9
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_standardised_features_may_have_any_scale(name: str) -> None:
+    X, y = blobs(0)
+    scale = np.array([1e-4, 1, 1e4, 1, 1, 1], np.float32)
+    plain = quick_head(name).fit(X, y).predict_proba(X)
+    scaled = quick_head(name).fit(X * scale + 5 * scale, y).predict_proba(X * scale + 5 * scale)
+    assert scaled == pytest.approx(plain, abs=0.02)
+
+
+@pytest.mark.parametrize(
+    ("name", "option", "value"),
+    [
+        ("linear", "lr", -1.0),
+        ("linear", "lr", float("nan")),
+        ("linear", "batch_size", 0),
+        ("linear", "epochs", 0),
+        ("linear", "epochs", "abc"),
+        ("linear", "weight_decay", -1.0),
+        ("mlp", "dropout", 2.0),
+        ("mlp", "hidden", (-5,)),
+        ("mlp", "hidden", (0,)),
+        ("mlp", "hidden", "abc"),
+        ("sklearn-logistic", "C", -1),
+        ("sklearn-logistic", "C", "abc"),
+    ],
+)
+def test_an_impossible_value_is_a_head_error_that_names_the_option(
+    name: str, option: str, value: Any
+) -> None:
+    with pytest.raises(HeadError, match=option.replace("_", ".")):
+        quick_head(name, **{option: value}).fit(*blobs(0))

@@ -1,0 +1,156 @@
+"""What the whole must reach on real photographs with real weights."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from featpipe.backbones import load_backbone
+from featpipe.cache import FeatureCache
+from featpipe.compare import compare_routes
+from featpipe.decode import decode
+from featpipe.extract import extract_features
+from featpipe.images import open_images
+from featpipe.scratch import train_from_scratch
+from featpipe.settings import ExtractSettings, ImageSettings, ScratchSettings, TrainSettings
+from featpipe.split import split_rows
+from featpipe.train import train_head
+
+pytestmark = pytest.mark.realdata
+
+
+@pytest.fixture(scope="module")
+def mobilenet(shared: Path) -> str:
+    return f"mobilenet_v2@{shared / 'weights' / 'mobilenet_v2.pth'}"
+
+
+@pytest.fixture(scope="module")
+def hymenoptera(
+    shared: Path, mobilenet: str, tmp_path_factory: pytest.TempPathFactory
+) -> FeatureCache:
+    out = tmp_path_factory.mktemp("hymenoptera") / "f.h5"
+    return extract_features(shared / "data" / "hymenoptera", mobilenet, out)
+
+
+@pytest.fixture(scope="module")
+def flowers(shared: Path, mobilenet: str, tmp_path_factory: pytest.TempPathFactory) -> FeatureCache:
+    out = tmp_path_factory.mktemp("flowers") / "f.h5"
+    return extract_features(shared / "data" / "flowers", mobilenet, out)
+
+
+def test_squeezenet_gives_the_published_outputs(shared: Path) -> None:
+    weights = shared / "weights" / "squeezenet1_1.pth"
+    backbone = load_backbone("squeezenet1_1", str(weights))
+    layers = backbone.layers()
+    cut = backbone.cut(layers, [layers.resolve("flatten")])
+    golden = shared / "weights" / "squeezenet1_1_golden"
+    for number in range(3):
+        inputs = torch.from_numpy(np.load(golden / f"input_{number}.npy"))
+        expected = np.load(golden / f"output_{number}.npy")
+        with torch.inference_mode():
+            (found,) = cut(inputs)
+        np.testing.assert_allclose(found.numpy(), expected, atol=1e-3)
+
+
+def test_a_linear_head_on_hymenoptera(hymenoptera: FeatureCache) -> None:
+    _, result = train_head(hymenoptera, "linear")
+    assert {name: scores.n for name, scores in result.scores.items()} == {"train": 245, "val": 153}
+    assert result.scores["val"].accuracy >= 0.94
+
+
+def test_a_linear_head_on_flowers(flowers: FeatureCache) -> None:
+    accuracies = [
+        train_head(flowers, "linear", TrainSettings(seed=seed))[1].scores["val"].accuracy
+        for seed in range(3)
+    ]
+    assert np.mean(accuracies) >= 0.89
+
+
+@pytest.mark.parametrize(("name", "below"), [("hymenoptera", 0.80), ("flowers", 0.75)])
+def test_the_cnn_from_scratch_is_well_below(shared: Path, name: str, below: float) -> None:
+    source = open_images(shared / "data" / name)
+    train = TrainSettings()
+    split = split_rows(source.table, train, np.ones(len(source), bool))
+    settings = ScratchSettings(epochs=5, input_size=96)
+    _, result = train_from_scratch(source, split, settings, train)
+    chance = 1 / len(source.table.classes)
+    assert chance * 0.8 < result.scores["val"].accuracy < below
+
+
+def test_the_gif_among_the_photographs_is_an_image_like_any_other(
+    shared: Path, hymenoptera: FeatureCache
+) -> None:
+    row = hymenoptera.table.ids.tolist().index("train/ants/imageNotFound.gif")
+    assert hymenoptera.ok[row]
+    picture = decode((shared / "data" / "hymenoptera" / hymenoptera.table.ids[row]).read_bytes())
+    assert picture.size == (300, 300)
+    assert hymenoptera.status_counts() == {"ok": 398}
+
+
+def test_vehicles_keep_their_groups_together(shared: Path, mobilenet: str, tmp_path: Path) -> None:
+    folder = shared / "data" / "emergency"
+    columns = ImageSettings(
+        path_column="image_names",
+        label_column="emergency_or_not",
+        group_column="source_image",
+        root=str(folder / "images"),
+    )
+    with extract_features(
+        folder / "emergency_train.csv", mobilenet, tmp_path / "v.h5", image_settings=columns
+    ) as cache:
+        assert cache.table.class_counts() == {"0": 119, "1": 233}
+        assert cache.table.groups is not None
+        settings = TrainSettings(test=0.2)
+        split = split_rows(cache.table, settings, cache.ok)
+        parts = [set(cache.table.groups[rows]) for rows in split.parts().values()]
+        assert len(set.union(*parts)) == sum(map(len, parts))
+        _, result = train_head(cache, "sklearn-logistic", settings)
+    assert result.scores["test"].accuracy > 0.7
+
+
+def test_malaria_cells_run_with_patients_apart(shared: Path, tmp_path: Path) -> None:
+    settings = ExtractSettings(input_size=64)
+    weights = shared / "weights" / "squeezenet1_1.pth"
+    folder = shared / "data" / "malaria"
+    with extract_features(folder, f"squeezenet1_1@{weights}", tmp_path / "m.h5", settings) as cache:
+        assert len(cache) == 5006
+        assert cache.ok.all()
+        patients = TrainSettings(test=0.2, group=r"([^/]+?)(?:_IMG_|ThinF)")
+        _, result = train_head(cache, "sklearn-logistic", patients)
+    assert result.scores["test"].accuracy > 0.75
+
+
+def test_compare_on_real_photographs(shared: Path, mobilenet: str, tmp_path: Path) -> None:
+    comparison = compare_routes(
+        shared / "data" / "hymenoptera",
+        [mobilenet],
+        ["linear", "sklearn-logistic"],
+        tmp_path,
+        scratch_settings=ScratchSettings(epochs=3, input_size=64),
+    )
+    rows = json.loads((tmp_path / "compare.json").read_text())["routes"]
+    assert len(rows) == len(comparison.routes) == 5
+    assert comparison.routes[0].name.startswith("mobilenet_v2")
+    best = {route.name: route.result.scores["val"].accuracy for route in comparison.routes}
+    assert best["mobilenet_v2 + linear"] > best["CNN from scratch"] + 0.1
+
+
+def test_predict_labels_photographs_from_the_command_line(
+    shared: Path, hymenoptera: FeatureCache, tmp_path: Path
+) -> None:
+    classifier, _ = train_head(hymenoptera, "linear")
+    classifier.save(tmp_path / "c.safetensors")
+    images = shared / "data" / "hymenoptera" / "val"
+    command = [sys.executable, "-m", "featpipe", "predict", str(tmp_path / "c.safetensors"),
+               str(images), "--json", "--grid", str(tmp_path / "grid.png")]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    predictions = json.loads(done.stdout)["predictions"]
+    right = [row["label"] == row["true"] for row in predictions]
+    assert len(right) == 153
+    assert np.mean(right) >= 0.94
+    assert (tmp_path / "grid.png").stat().st_size > 100_000
