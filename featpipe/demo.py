@@ -70,10 +70,12 @@ def run_demo(
     classifier, result = train_head(comparison.caches[str(backbone)], "linear", train)
     classifier.save(folder / "classifier.safetensors")
     result.save(folder / "result.json")
-    plot_curves(result.curves, folder / "curves.png", f"{BACKBONE}, {PER_CLASS} digits a class")
+    plot_curves(
+        result.curves, folder / "curves.png", f"{backbone.title}, {PER_CLASS} digits a class"
+    )
     shown = _every_nth(source, 24)
     predictions = list(classifier.predict(shown, backbone=backbone))
-    plot_grid(predictions, classifier.classes, shown, folder / "grid.png")
+    plot_grid(predictions, classifier.classes, shown, folder / "grid.png", title=backbone.title)
     return comparison
 
 

@@ -7,18 +7,20 @@ from featpipe.cli._options import json_option
 
 @click.command("layers")
 @click.argument("backbone")
+@click.option("--weights", help="As in BACKBONE@WEIGHTS; none are needed to list the layers.")
 @click.option("--input-size", type=int, help="Side of the square input, in pixels.")
 @json_option
-def command(backbone: str, input_size: int | None, as_json: bool) -> None:
+def command(backbone: str, weights: str | None, input_size: int | None, as_json: bool) -> None:
     """List the layers of BACKBONE with the shape of what each gives for one image."""
     from featpipe.backbones import choose_pool, load_backbone, parse_backbone
     from featpipe.cli._output import print_json, print_table
     from featpipe.layers import HookedLayers, pooled_shape
 
     # Shapes do not depend on the weights, so none are downloaded for them.
-    source, _, weights = parse_backbone(backbone)
-    without = weights is None and source in ("torchvision", "timm")
-    loaded = load_backbone(backbone, "random" if without else None, input_size=input_size)
+    source, _, written = parse_backbone(backbone)
+    if not (weights or written) and source in ("torchvision", "timm"):
+        weights = "random"
+    loaded = load_backbone(backbone, weights, input_size=input_size)
     layers = loaded.layers()
     if as_json:
         print_json(

@@ -49,11 +49,19 @@ def command(
         for prediction in loaded.predict(source, settings, on_progress=reporter("predict")):
             predictions.append(prediction)
     if grid:
-        plot_grid(predictions[:grid_size], loaded.classes, source, grid)
+        title = "random weights: nothing was learnt" if loaded.spec.random_weights else ""
+        plot_grid(predictions[:grid_size], loaded.classes, source, grid, title=title)
         note(f"{min(grid_size, len(predictions))} pictures in {grid}")
     rows = [_row(prediction, loaded.classes, top) for prediction in predictions]
     if as_json:
-        print_json({"classifier": classifier, "classes": list(loaded.classes), "predictions": rows})
+        print_json(
+            {
+                "classifier": classifier,
+                "classes": list(loaded.classes),
+                "random_weights": loaded.spec.random_weights,
+                "predictions": rows,
+            }
+        )
     else:
         _write_csv(rows, out, min(top, len(loaded.classes)))
     failed = sum(row["label"] is None for row in rows)

@@ -68,7 +68,8 @@ def command(
     result.save(folder / "result.json")
     if result.curves:
         (folder / "curves.json").write_text(json.dumps(result.curves, indent=1) + "\n")
-        plot_curves(result.curves, folder / "curves.png", f"{Path(features).stem}: {head}")
+        random = " (random weights)" if classifier.spec.random_weights else ""
+        plot_curves(result.curves, folder / "curves.png", f"{Path(features).stem}: {head}{random}")
     document = {"out": str(folder), **result.to_dict()}
     if as_json:
         print_json(document)

@@ -1,5 +1,7 @@
 """scikit-learn's 1,797 scans of handwritten digits, 8 x 8 pixels, in ten classes."""
 
+from pathlib import Path
+
 import numpy as np
 
 from featpipe.images import ImageSource
@@ -8,8 +10,8 @@ from featpipe.table import make_table
 
 
 def accepts(location: str) -> bool:
-    """Whether `location` is the word ``digits``."""
-    return location == "digits"
+    """Whether `location` is the word ``digits``, and no folder here has that name."""
+    return location == "digits" and not Path(location).exists()
 
 
 def open(location: str, settings: ImageSettings) -> ImageSource:

@@ -52,6 +52,7 @@ def plot_grid(
     images: ImageSource,
     path: str | Path,
     columns: int = 6,
+    title: str = "",
 ) -> None:
     """Draw pictures with their predicted and, where known, true labels; mistakes in red.
 
@@ -88,6 +89,8 @@ def plot_grid(
         text = "\n".join(textwrap.shorten(line, 26, placeholder="...") for line in lines)
         # A class may be called anything, $x^2$ too.
         axes.set_title(text, fontsize=9, color="#b00020" if wrong else "black", parse_math=False)
+    if title:
+        figure.suptitle(title, parse_math=False)
     _save(figure, path)
 
 
