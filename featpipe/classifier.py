@@ -13,7 +13,7 @@ from safetensors.numpy import save_file
 from featpipe.backbones import Backbone
 from featpipe.decode import Preprocessing
 from featpipe.device import available_cores
-from featpipe.engines import LoadedImage
+from featpipe.engines import Batch, LoadedImage
 from featpipe.errors import ClassifierError
 from featpipe.extract import Extractor, Progress, load_image, prepare
 from featpipe.heads import Head, make_head
@@ -21,7 +21,7 @@ from featpipe.images import ImageSource
 from featpipe.registry import load_plugin
 from featpipe.settings import ExtractSettings
 from featpipe.spec import Spec
-from featpipe.table import Status
+from featpipe.table import UNLABELLED, ImageTable, Status
 
 FORMAT = "featpipe-classifier"
 FORMAT_VERSION = "1"
@@ -117,18 +117,21 @@ class Classifier:
                 f"{path} has format version {metadata['format_version']}; this featpipe reads "
                 f"{FORMAT_VERSION}. Install a newer featpipe."
             )
-        described = json.loads(metadata["head"])
-        head = make_head(described["name"], described["params"]).restore(
-            state, np.array(described["classes"]), described["n_features"]
-        )
-        return cls(
-            Spec.from_dict(json.loads(metadata["spec"])),
-            metadata["layer"],
-            described["name"],
-            head,
-            tuple(json.loads(metadata["classes"])),
-            json.loads(metadata["result"]),
-        )
+        try:
+            described = json.loads(metadata["head"])
+            head = make_head(described["name"], described["params"]).restore(
+                state, np.array(described["classes"]), described["n_features"]
+            )
+            return cls(
+                Spec.from_dict(json.loads(metadata["spec"])),
+                metadata["layer"],
+                described["name"],
+                head,
+                tuple(json.loads(metadata["classes"])),
+                json.loads(metadata["result"]),
+            )
+        except (KeyError, TypeError, ValueError, IndexError, RuntimeError) as error:
+            raise ClassifierError(f"{path} is not a whole classifier: {error!r}") from error
 
     def predict_features(self, features: np.ndarray) -> np.ndarray:
         """Probabilities, shape (n, classes), of features, shape (n, ...) of its layer."""
@@ -173,21 +176,26 @@ class Classifier:
             for start in range(0, len(images), size)
         )
         workers = asked.workers or available_cores()
-        for batch in load_plugin("engines", "local").run(batches, load, extractor.forward, workers):
-            features = batch.features.get(self.layer)
-            proba = None if features is None else self.predict_features(features)
-            for i, (row, image) in enumerate(zip(batch.items, batch.images, strict=True)):
-                label = None if table.labels is None else int(table.labels[row])
-                true = None if label is None or label < 0 else table.classes[label]
-                if true not in self.classes:
-                    true = None  # a folder's name, but no class of this classifier
-                fine = image.status == Status.OK and proba is not None
-                yield Prediction(
-                    table.ids[row], true, proba[i] if fine and proba is not None else None,
-                    image.reason,
-                )  # fmt: skip
-            if on_progress:
-                on_progress(batch.items[-1] + 1, len(images))
+        engine = load_plugin("engines", "local")
+        with extractor.forward as forward:
+            for batch in engine.run(batches, load, forward, workers, forward.lanes):
+                yield from self._predictions(batch, table)
+                if on_progress:
+                    on_progress(batch.items[-1] + 1, len(images))
+
+    def _predictions(self, batch: Batch, table: ImageTable) -> Iterator[Prediction]:
+        features = batch.features.get(self.layer)
+        proba = None if features is None else self.predict_features(features)
+        for i, (row, image) in enumerate(zip(batch.items, batch.images, strict=True)):
+            label = UNLABELLED if table.labels is None else int(table.labels[row])
+            true = None if label == UNLABELLED else table.classes[label]
+            if true not in self.classes:
+                true = None  # a folder's name, but no class of this classifier
+            usable = proba is not None and image.status == Status.OK
+            yield Prediction(
+                table.ids[row], true, proba[i] if usable and proba is not None else None,
+                image.reason,
+            )  # fmt: skip
 
     def _extractor(self, asked: ExtractSettings, backbone: Backbone | None) -> Extractor:
         """The backbone it was trained on, cut at its layer, checked to be the same."""

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as F
 
@@ -113,19 +113,36 @@ def decode(data: bytes) -> Image.Image:
         raise DecodeError(f"{type(error).__name__}: {error}") from error
 
 
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
 def _upright(image: Image.Image) -> Image.Image:
     try:
-        orientation = image.getexif().get(0x0112, 1)
+        turn = _TURNS.get(image.getexif().get(0x0112, 1))
     except Exception:  # a damaged EXIF block does not make the picture unreadable
         return image
-    return ImageOps.exif_transpose(image) if orientation != 1 else image
+    # ImageOps.exif_transpose would also write the EXIF block anew, and fail where it cannot.
+    return image if turn is None else image.transpose(turn)
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode == "RGB" and "transparency" not in image.info:
         return image
     if image.mode.startswith("I") or image.mode == "F":
-        return Image.fromarray(_eight_bit(np.asarray(image))).convert("RGB")
+        samples = np.asarray(image)
+        grey = _eight_bit(samples)
+        clear = image.info.get("transparency")
+        if isinstance(clear, int):
+            grey[samples == clear] = 255
+        return Image.fromarray(grey).convert("RGB")
     if "A" in image.mode or "a" in image.mode or "transparency" in image.info:
         visible = image.convert("RGBA")
         white = Image.new("RGBA", visible.size, "white")

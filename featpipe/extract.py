@@ -223,11 +223,12 @@ def _compute(
 
     engine = load_plugin("engines", "local")
     done = 0
-    # One thread writes while the next batch is in the network.
-    with ThreadPoolExecutor(1, thread_name_prefix="featpipe-write") as writer:
+    forward = extractor.forward
+    # One thread writes while the next batches are in the network.
+    with forward, ThreadPoolExecutor(1, thread_name_prefix="featpipe-write") as writer:
         writing = writer.submit(lambda: None)
         try:
-            for batch in engine.run(builder.batches(), load, extractor.forward, workers):
+            for batch in engine.run(builder.batches(), load, forward, workers, forward.lanes):
                 writing.result()
                 writing = writer.submit(builder.write, batch)
                 for item, image in zip(batch.items, batch.images, strict=True):

@@ -49,7 +49,9 @@ def load_plugin(folder: str, name: str) -> ModuleType:
 def no_such(kind: str, name: str, known: Iterable[str]) -> str:
     """One sentence for an unknown name, with the nearest known ones."""
     known = list(known)
-    nearest = difflib.get_close_matches(name, known, n=5, cutoff=0.5)
+    by_lower = {item.lower(): item for item in known}
+    found = difflib.get_close_matches(name.lower(), by_lower, n=5, cutoff=0.5)
+    nearest = [by_lower[item] for item in found]
     if nearest:
         return f"There is no {kind} {name!r}. Did you mean {' or '.join(nearest)}?"
     if len(known) <= 30:

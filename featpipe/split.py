@@ -4,11 +4,11 @@ import re
 from dataclasses import dataclass
 
 import numpy as np
-from sklearn.model_selection import StratifiedGroupKFold, train_test_split
+from sklearn.model_selection import StratifiedGroupKFold
 
 from featpipe.errors import SplitError
 from featpipe.settings import TrainSettings
-from featpipe.table import ImageTable
+from featpipe.table import ImageTable, text_column
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,7 +96,11 @@ def _groups(table: ImageTable, group: str) -> np.ndarray | None:
     if group == "none":
         return None
     if group == "auto":
-        return table.groups
+        if table.groups is None:
+            return None
+        # A row without a group stands alone; rows that lack one have nothing in common.
+        named = [name or f"\0{row}" for row, name in enumerate(table.groups)]
+        return text_column(named)
     try:
         pattern = re.compile(group)
     except re.error as error:
@@ -104,13 +108,17 @@ def _groups(table: ImageTable, group: str) -> np.ndarray | None:
     if pattern.groups < 1:
         raise SplitError(f"--group {group!r} needs a group in parentheses: '([^/]+)_IMG_', say.")
     found = [pattern.search(name) for name in table.ids]
-    missing = [name for name, match in zip(table.ids, found, strict=True) if match is None]
+    missing = [
+        name
+        for name, match in zip(table.ids, found, strict=True)
+        if match is None or match[1] is None
+    ]
     if missing:
         raise SplitError(
             f"--group {group!r} does not match {len(missing)} of {len(table)} ids, such as "
             f"{missing[0]!r}."
         )
-    return np.array([match[1] if match else "" for match in found], dtype=object)
+    return text_column(match[1] for match in found if match)
 
 
 def _divide(
@@ -130,10 +138,24 @@ def _divide(
             "or leave it out with 0."
         )
     if groups is None:
-        kept, taken = train_test_split(rows, test_size=share, stratify=labels, random_state=seed)
+        kept, taken = _divide_classes(rows, labels, share, seed)
     else:
         kept, taken = _divide_groups(rows, labels, groups[rows], share, seed)
     return np.sort(kept), np.sort(taken)
+
+
+def _divide_classes(
+    rows: np.ndarray, labels: np.ndarray, share: float, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
+    # train_test_split(stratify=...) may leave a rare class out of one side.
+    random = np.random.default_rng(seed)
+    kept, taken = [], []
+    for label in np.unique(labels):
+        members = random.permutation(rows[labels == label])
+        number = min(max(1, round(share * len(members))), len(members) - 1)
+        taken.append(members[:number])
+        kept.append(members[number:])
+    return np.concatenate(kept), np.concatenate(taken)
 
 
 def _divide_groups(
@@ -143,7 +165,7 @@ def _divide_groups(
     folds = min(20, number, int(np.unique(labels, return_counts=True)[1].min()))
     if folds < 2:
         raise SplitError(
-            f"{number} group cannot be divided without tearing it apart; use --group none, or "
+            f"{number} groups cannot be divided without tearing it apart; use --group none, or "
             "give groups that are smaller."
         )
     _, codes = np.unique(groups.astype(str), return_inverse=True)
@@ -152,6 +174,9 @@ def _divide_groups(
     take = min(max(1, round(share * folds)), folds - 1)
     chosen = np.concatenate(parts[:take])
     rest = np.setdiff1d(np.arange(len(rows)), chosen)
-    if not len(chosen) or not len(rest):
-        raise SplitError("The groups are too uneven to be divided; use --group none, or --split.")
+    if not len(chosen) or set(labels[rest]) != set(labels):
+        raise SplitError(
+            "The groups are too uneven to be divided with every class in both parts; use "
+            "--group none, or give a split."
+        )
     return rows[rest], rows[chosen]

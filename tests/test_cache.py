@@ -23,8 +23,10 @@ from featpipe.errors import (
 from featpipe.spec import Spec
 from featpipe.table import ImageTable, Status, make_table
 
-SPEC = Spec("toy:toy", "none", {"a": "d" * 32}, False, {"a": "flatten"}, {"resize": 8}, "toy", "float32",
-            "float32")  # fmt: skip
+SPEC = Spec(
+    "toy:toy", "none", {"a": "d" * 32}, False, {"a": "flatten"}, {"resize": 8}, "toy", "float32",
+    "float32",
+)  # fmt: skip
 
 
 def spec(**changes: object) -> Spec:

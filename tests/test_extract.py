@@ -202,9 +202,9 @@ def test_memory_is_bounded_by_batches_ahead(shapes: Path, small: ExtractSettings
         return LoadedImage(np.zeros((3, 2, 2), np.uint8))
 
     batches = [list(range(start, start + 4)) for start in range(0, 400, 4)]
-    for batch in local.run(batches, load, lambda pixels: {"a": pixels[:, :, 0, 0]}, workers=2):
+    for batch in local.run(batches, load, lambda pixels: {"a": pixels[:, :, 0, 0]}, 2, 2):
         live.difference_update(batch.items)
-    assert most <= 4 * (local.AHEAD + 2)
+    assert most <= 4 * (2 + local.AHEAD)
 
 
 def test_the_file_says_how_it_was_made(shapes_cache: FeatureCache) -> None:

@@ -92,9 +92,8 @@ def test_a_head_works_in_a_pipeline_and_a_cross_validation(name: str) -> None:
 def test_a_grid_search_finds_the_option_that_learns(
     name: str, option: str, good: float, bad: float
 ) -> None:
-    X, y = blobs(0)
-    # Unequal classes, so that the one that learnt nothing is not right by chance.
-    search = GridSearchCV(quick_head(name, seed=3), {option: [bad, good]}, cv=3).fit(X, y)
+    grid = {option: [bad, good]}
+    search = GridSearchCV(quick_head(name), grid, cv=3, scoring="neg_log_loss").fit(*blobs(0))
     assert search.best_params_ == {option: good}
 
 
@@ -206,7 +205,7 @@ def test_standardised_features_may_have_any_scale(name: str) -> None:
     scale = np.array([1e-4, 1, 1e4, 1, 1, 1], np.float32)
     plain = quick_head(name).fit(X, y).predict_proba(X)
     scaled = quick_head(name).fit(X * scale + 5 * scale, y).predict_proba(X * scale + 5 * scale)
-    assert scaled == pytest.approx(plain, abs=0.02)
+    assert np.abs(scaled - plain).max() < 1e-3
 
 
 @pytest.mark.parametrize(

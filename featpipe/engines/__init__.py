@@ -1,7 +1,7 @@
 """Where the work runs. Each file here is one engine.
 
-A plug-in has ``run(batches, load, forward, workers) -> iterator of Batch``; batches may come
-back in any order.
+A plug-in has ``run(batches, load, forward, workers, lanes) -> iterator of Batch``; batches may
+come back in any order.
 """
 
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""One process: threads read and decode ahead of the forward pass."""
+"""One process: threads read and decode ahead of the forward passes."""
 
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -9,35 +9,39 @@ import numpy as np
 
 from featpipe.engines import Batch, Forward, Load, LoadedImage
 
-AHEAD = 3  # batches being decoded while one is in the network; bounds the memory
+AHEAD = 2  # batches being decoded while every lane is busy; bounds the memory
 
 
 def run(
-    batches: Iterable[list[int]], load: Load, forward: Forward, workers: int
+    batches: Iterable[list[int]], load: Load, forward: Forward, workers: int, lanes: int = 1
 ) -> Iterator[Batch]:
     """Yield each batch's features, in order.
 
-    An image that could not be loaded keeps its place in its batch as zeros, so that every
-    other row is computed in the same company whatever happened to it; its features are never
-    handed on as its own, since its status says so.
+    `workers` threads load images, `lanes` threads run forward passes. An image that could
+    not be loaded keeps its place in its batch as zeros, so that every other row is computed
+    in the same company whatever happened to it; its features are never handed on as its own,
+    since its status says so.
     """
-    waiting: deque[tuple[list[int], list[Future[LoadedImage]]]] = deque()
-    with ThreadPoolExecutor(workers, thread_name_prefix="featpipe-decode") as pool:
+    waiting: deque[Future[Batch]] = deque()
+    with (
+        ThreadPoolExecutor(lanes, thread_name_prefix="featpipe-forward") as computing,
+        ThreadPoolExecutor(workers, thread_name_prefix="featpipe-decode") as loading,
+    ):
         try:
             for items in batches:
-                waiting.append((items, [pool.submit(load, item) for item in items]))
-                if len(waiting) > AHEAD:
-                    yield _compute(*waiting.popleft(), forward)
+                images = [loading.submit(load, item) for item in items]
+                waiting.append(computing.submit(_compute, items, images, forward))
+                if len(waiting) >= lanes + AHEAD:
+                    yield waiting.popleft().result()
             while waiting:
-                yield _compute(*waiting.popleft(), forward)
+                yield waiting.popleft().result()
         finally:
-            for _, futures in waiting:
-                for future in futures:
-                    future.cancel()
+            loading.shutdown(cancel_futures=True)
+            computing.shutdown(cancel_futures=True)
 
 
-def _compute(items: list[int], futures: list[Future[LoadedImage]], forward: Forward) -> Batch:
-    images = [future.result() for future in futures]
+def _compute(items: list[int], loading: list[Future[LoadedImage]], forward: Forward) -> Batch:
+    images = [future.result() for future in loading]
     decoded = [image.pixels for image in images if image.pixels is not None]
     if not decoded:
         return Batch(items, images, {})

@@ -68,11 +68,14 @@ def list_images(root: Path) -> tuple[list[str], Counter[str]]:
     """Relative paths of the images below `root`, in order, and what was passed over."""
     ids: list[str] = []
     ignored: Counter[str] = Counter()
+    above: dict[str, frozenset[str]] = {}  # real paths of the folders that a folder lies in
     for folder, folders, files in os.walk(root, followlinks=True, onerror=_refuse):
         folders[:] = [name for name in folders if not name.startswith(".")]
-        if _loops(folder, root):
+        real, outer = os.path.realpath(folder), above.pop(folder, frozenset())
+        if real in outer:  # a link to a folder that contains it would be walked for ever
             folders.clear()
             continue
+        above |= {os.path.join(folder, name): outer | {real} for name in folders}
         for name in files:
             if name.startswith("."):
                 continue
@@ -82,18 +85,6 @@ def list_images(root: Path) -> tuple[list[str], Counter[str]]:
             else:
                 ignored[suffix or "no suffix"] += 1
     return sorted(ids, key=os.fsencode), ignored
-
-
-def _loops(folder: str, root: Path) -> bool:
-    # A link to a folder that contains it would be walked for ever.
-    if not os.path.islink(folder):
-        return False
-    real = Path(folder).resolve()
-    return (
-        real == root.resolve()
-        or real in Path(folder).parent.resolve().parents
-        or (real == Path(folder).parent.resolve())
-    )
 
 
 def _refuse(error: OSError) -> None:

@@ -1,6 +1,8 @@
 """A table of images: CSV, TSV, or Parquet (with the ``parquet`` extra)."""
 
 import csv
+import os
+import posixpath
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -36,18 +38,19 @@ def open(location: str, settings: ImageSettings) -> ImageSource:
         for kind in GUESSES
     }
     assert chosen["path"] is not None
-    ids = [_posix(path) for path in columns[chosen["path"]]]
-    empty = next((row for row, name in enumerate(ids) if not name), None)
+    root = Path(settings.root) if settings.root else manifest.parent
+    paths = columns[chosen["path"]]
+    empty = next((row for row, name in enumerate(paths) if not name.strip()), None)
     if empty is not None:
-        raise ImagesError(f"{location} has no path in row {empty + 1} of {chosen['path']}.")
+        raise ImagesError(f"{location} has no path in row {empty + 1} below its header.")
+    ids = [_posix(name, root) for name in paths]
     labels = splits = groups = None
     if chosen["label"]:
-        labels = [label if label else None for label in columns[chosen["label"]]]
+        labels = [label.strip() or None for label in columns[chosen["label"]]]
     if chosen["group"]:
-        groups = columns[chosen["group"]]
+        groups = [group.strip() for group in columns[chosen["group"]]]
     if chosen["split"]:
         splits = [_split(name, chosen["split"], location) for name in columns[chosen["split"]]]
-    root = Path(settings.root) if settings.root else manifest.parent
     _check_root(root, ids, location)
     used = ", ".join(f"{kind} = {name}" for kind, name in chosen.items() if name)
 
@@ -78,7 +81,7 @@ def _read_columns(manifest: Path) -> dict[str, list[str]]:
             raise ImagesError(
                 f"Row {number} of {manifest} has {len(row)} fields, its header {len(header)}."
             )
-    return {name: [row[i].strip() for row in body] for i, name in enumerate(header)}
+    return {name: [row[i] for row in body] for i, name in enumerate(header)}
 
 
 def _read_parquet(manifest: Path) -> dict[str, list[str]]:
@@ -123,12 +126,16 @@ def _list(names: list[str]) -> str:
     return ", ".join(names)
 
 
-def _posix(path: str) -> str:
-    return path.replace("\\", "/").removeprefix("./")
+def _posix(path: str, root: Path) -> str:
+    """A path with ``/`` and nothing superfluous, so that one image has one id."""
+    as_plain = path.strip().replace("\\", "/")  # what hand-made and Windows tables mean
+    if path != as_plain and not os.path.exists(root / path):
+        path = as_plain
+    return posixpath.normpath(path)
 
 
 def _split(name: str, column: str, location: str) -> str:
-    if not name:
+    if not name.strip():
         return ""
     split = canonical_split(name)
     if split is None:
@@ -139,10 +146,10 @@ def _split(name: str, column: str, location: str) -> str:
 def _check_root(root: Path, ids: list[str], location: str) -> None:
     """Refuse a root under which none of the first images lies, and look for the right one."""
     sample = ids[:100]
-    if any((root / name).exists() for name in sample):
+    if any(os.path.exists(root / name) for name in sample):
         return
     folders = sorted(path for path in root.iterdir() if path.is_dir()) if root.is_dir() else []
-    hint = next((folder for folder in folders if (folder / sample[0]).exists()), None)
+    hint = next((folder for folder in folders if os.path.exists(folder / sample[0])), None)
     raise ImagesError(
         f"None of the first {len(sample)} images of {location} lies below {root} "
         f"(looked for {sample[0]}). "

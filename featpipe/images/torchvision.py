@@ -2,6 +2,7 @@
 
 import inspect
 import os
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -38,11 +39,14 @@ def open(name: str, settings: ImageSettings) -> ImageSource:
         labels += _labels(data)
         splits += [split] * len(data)
 
+    lock = threading.Lock()
+
     def read(row: int) -> bytes:
         from featpipe.decode import encode_png
 
         part = int(np.searchsorted(starts, row, side="right")) - 1
-        image, *_ = parts[part][1][row - int(starts[part])]
+        with lock:  # data sets seed global generators, seek in shared files, ...
+            image, *_ = parts[part][1][row - int(starts[part])]
         return encode_png(image)
 
     return ImageSource(f"torchvision:{name}", make_table(ids, labels, splits), read)

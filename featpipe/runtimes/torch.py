@@ -1,11 +1,13 @@
 """Eager PyTorch in float32, on the CPU or on an accelerator."""
 
+from typing import Self
+
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from featpipe.decode import Preprocessing
-from featpipe.device import choose_device
+from featpipe.device import available_cores, choose_device
 from featpipe.layers import pool
 from featpipe.runtimes import PooledLayer
 
@@ -15,6 +17,9 @@ class Runtime:
 
     Pixels cross to the device as bytes; scaling and normalisation happen there, with the same
     operations in the same order as torchvision's presets.
+
+    A CPU runs one single-threaded forward pass a core: threads that share one pass wait for
+    each other at every layer, which beside decoding threads costs most of the time.
     """
 
     precision = "float32"
@@ -23,10 +28,22 @@ class Runtime:
         self, cut: nn.Module, layers: list[PooledLayer], preprocessing: Preprocessing, device: str
     ) -> None:
         self.device = choose_device(device)
+        self.lanes = available_cores() if self.device == "cpu" else 1
         self._layers = layers
         self._cut = cut.to(self.device).to(memory_format=torch.channels_last)
         self._mean = torch.tensor(preprocessing.mean, device=self.device).view(1, 3, 1, 1)
         self._std = torch.tensor(preprocessing.std, device=self.device).view(1, 3, 1, 1)
+
+    def __enter__(self) -> Self:
+        """Give each lane one thread."""
+        self._threads = torch.get_num_threads()
+        if self.lanes > 1:
+            torch.set_num_threads(1)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """Give the process its threads back."""
+        torch.set_num_threads(self._threads)
 
     def __call__(self, pixels: np.ndarray) -> dict[str, np.ndarray]:
         """Features of a uint8 batch, shape (batch, 3, height, width), as float32 arrays."""
