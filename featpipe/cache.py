@@ -167,7 +167,7 @@ class FeatureCache:
             # A module's name means its last node, as at extraction.
             within = [layer for layer in layers if layer.startswith(f"{name}.")]
             if len(within) != 1:
-                raise LayerError(no_such(f"layer in {self.path}", name, layers))
+                raise LayerError(f"{self.path}: {no_such('layer', name, layers)}")
             return within[0]
         return name
 

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from featpipe.backbones import Backbone
+from featpipe.backbones import Backbone, load_backbone
 from featpipe.decode import Preprocessing
 from featpipe.device import available_cores
 from featpipe.engines import Batch, LoadedImage
@@ -112,10 +112,11 @@ class Classifier:
             ) from error
         if metadata.get("format") != FORMAT:
             raise ClassifierError(f"{path} is a safetensors file, but not featpipe's classifier.")
-        if metadata["format_version"] != FORMAT_VERSION:
+        version = metadata.get("format_version")
+        if version != FORMAT_VERSION:
             raise ClassifierError(
-                f"{path} has format version {metadata['format_version']}; this featpipe reads "
-                f"{FORMAT_VERSION}. Install a newer featpipe."
+                f"{path} has format version {version}; this featpipe reads {FORMAT_VERSION}. "
+                "Install a newer featpipe."
             )
         try:
             described = json.loads(metadata["head"])
@@ -200,22 +201,11 @@ class Classifier:
     def _extractor(self, asked: ExtractSettings, backbone: Backbone | None) -> Extractor:
         """The backbone it was trained on, cut at its layer, checked to be the same."""
         spec = self.spec
-        seed = spec.weights.rpartition("seed ")[2] if spec.random_weights else ""
-        stored = "random" if spec.random_weights else spec.weights
-        if stored in ("none", "its own"):
-            stored = "DEFAULT"
-        preprocessing = Preprocessing.from_dict(spec.preprocessing)
+        loaded = backbone or load_backbone(spec.backbone, asked.weights or spec.weights, spec.seed)
+        stored = Preprocessing.from_dict(spec.preprocessing)
         extractor = prepare(
-            backbone or spec.backbone,
-            ExtractSettings(
-                layer=(self.layer,),
-                pool=spec.layers[self.layer],
-                weights=asked.weights or stored,
-                seed=int(seed) if seed.isdigit() else 0,
-                input_size=preprocessing.crop[0],
-                device=asked.device,
-                batch_size=asked.batch_size,
-            ),
+            replace(loaded, preprocessing=stored),
+            replace(asked, layer=(self.layer,), pool=spec.layers[self.layer], input_size=None),
         )
         wanted = {**spec.to_dict(), "layers": {self.layer: spec.layers[self.layer]}}
         wanted["weights_digests"] = {self.layer: spec.weights_digests[self.layer]}

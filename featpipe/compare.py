@@ -1,7 +1,6 @@
 """Transfer learning against a CNN from scratch: same rows, same seeds, same clock."""
 
 import csv
-import json
 import logging
 import re
 import time
@@ -14,6 +13,7 @@ import numpy as np
 
 from featpipe.backbones import Backbone, parse_backbone
 from featpipe.cache import FeatureCache
+from featpipe.durable import save_json
 from featpipe.extract import Progress, extract_features
 from featpipe.images import ImageSource, open_images
 from featpipe.scratch import train_from_scratch
@@ -96,9 +96,10 @@ class Comparison:
     def save(self, folder: str | Path) -> None:
         """Write ``compare.json`` and ``compare.csv``."""
         folder = Path(folder)
-        text = json.dumps(self.to_dict(), indent=1, ensure_ascii=False)
-        (folder / "compare.json").write_text(text + "\n", encoding="utf-8")
-        with (folder / "compare.csv").open("w", encoding="utf-8", newline="") as file:
+        save_json(folder / "compare.json", self.to_dict())
+        with (folder / "compare.csv").open(
+            "w", encoding="utf-8", errors="surrogateescape", newline=""
+        ) as file:
             rows = []
             for route in self.routes:
                 row = route.row()

@@ -92,6 +92,20 @@ def descend(
     HeadError
         If the training loss stops being finite.
     """
+    # Dropout draws from the global generators; they are lent to it and given back.
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        torch.manual_seed(settings.seed)
+        return _descend(network, inputs, labels, settings, validation, on_epoch)
+
+
+def _descend(
+    network: nn.Module,
+    inputs: Tensor,
+    labels: Tensor,
+    settings: Descent,
+    validation: tuple[Tensor, Tensor] | None,
+    on_epoch: Callable[[dict[str, float]], None] | None,
+) -> Epochs:
     device = labels.device
     generator = torch.Generator().manual_seed(settings.seed)
     optimizer = settings.build_optimizer(network)

@@ -1,8 +1,10 @@
 """Files that are there whole or not at all, whatever happens to the process."""
 
+import json
 import os
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 
 class placing:
@@ -42,3 +44,9 @@ def put(path: Path, content: bytes) -> None:
     """Write a small file."""
     with placing(path) as temporary:
         temporary.write_bytes(content)
+
+
+def save_json(path: Path, document: Any) -> None:
+    """Write plain values as JSON; bytes of a name that are not UTF-8 become its escapes."""
+    text = json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False)
+    put(path, (text + "\n").encode("utf-8", "backslashreplace"))

@@ -3,6 +3,7 @@
 ::
 
     FeatpipeError
+    ├── SettingsError           a setting has a value it cannot have
     ├── UnknownNameError        no plug-in, model or option of that name
     ├── MissingExtraError       an optional package is not installed
     ├── ImagesError             the image source cannot be used
@@ -29,6 +30,10 @@ exits with 1.
 
 class FeatpipeError(Exception):
     """Root of every error a user of featpipe can cause."""
+
+
+class SettingsError(FeatpipeError):
+    """A setting has a value it cannot have."""
 
 
 class UnknownNameError(FeatpipeError):
@@ -91,7 +96,7 @@ class SplitError(FeatpipeError):
     """The rows cannot be divided into train, validation and test as asked."""
 
 
-class HeadError(FeatpipeError):
+class HeadError(FeatpipeError, ValueError):
     """The head cannot be trained on, or applied to, these features."""
 
 

@@ -144,6 +144,7 @@ def prepare(backbone: str | Backbone, settings: ExtractSettings) -> Extractor:
     spec = Spec(
         backbone=f"{loaded.source}:{loaded.name}",
         weights=loaded.weights,
+        seed=loaded.seed,
         weights_digests={
             name: digest_weights(needed_tensors(loaded.cut(graph, [name]))) for name in names
         },

@@ -2,13 +2,17 @@
 
 from collections.abc import Sequence
 from itertools import pairwise
+from numbers import Integral, Real
+from typing import Any
 
 import numpy as np
 import torch
+from sklearn.utils._param_validation import Interval, StrOptions
 from torch import Tensor, nn
 
 from featpipe.descent import Descent, descend, forward, seeded
 from featpipe.device import choose_device
+from featpipe.errors import HeadError
 from featpipe.heads import Head, Validation
 
 
@@ -22,11 +26,26 @@ def perceptron(widths: Sequence[int], dropout: float) -> nn.Sequential:
     return nn.Sequential(*layers)
 
 
+LIMITS = {
+    "lr": [Interval(Real, 0, None, closed="neither"), None],
+    "epochs": [Interval(Integral, 1, None, closed="left")],
+    "batch_size": [Interval(Integral, 1, None, closed="left")],
+    "optimizer": [StrOptions({"adam", "adamw", "sgd"})],
+    "momentum": [Interval(Real, 0, 1, closed="both")],
+    "weight_decay": [Interval(Real, 0, None, closed="left")],
+    "patience": [Interval(Integral, 0, None, closed="left")],
+    "standardize": ["boolean"],
+    "seed": [Interval(Integral, 0, None, closed="left")],
+}
+
+
 class PerceptronHead(Head):
     """What `linear` and `mlp` share; the parameters are the subclass's.
 
     The whole training set moves to the device once; batches are slices of it there.
     """
+
+    _parameter_constraints = LIMITS
 
     hidden: Sequence[int] = ()
     dropout: float = 0.0
@@ -41,13 +60,16 @@ class PerceptronHead(Head):
     device: str
 
     def _fit(self, X: np.ndarray, codes: np.ndarray, validation: Validation | None) -> None:
+        widths: list[Any] = list(self.hidden)
+        if not all(isinstance(width, Integral) and width > 0 for width in widths):
+            raise HeadError(f"hidden is {self.hidden!r}; it must be positive whole numbers.")
         device = choose_device(self.device)
 
         def on_device(rows: np.ndarray, labels: np.ndarray) -> tuple[Tensor, Tensor]:
             inputs = torch.tensor(rows, dtype=torch.float32, device=device)
             return inputs, torch.tensor(labels, dtype=torch.int64, device=device)
 
-        widths = [X.shape[1], *self.hidden, len(self.classes_)]
+        widths = [X.shape[1], *widths, len(self.classes_)]
         network = seeded(self.seed, lambda: perceptron(widths, self.dropout)).to(device)
         lr = min(1e-3, 1 / X.shape[1]) if self.lr is None else self.lr
         settings = Descent(

@@ -5,19 +5,47 @@ text are the same in Python and in the shell. Nothing heavy is imported here: ``
 must not wait for torch.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
+from featpipe.errors import SettingsError
 
-def option(default: Any, help: str, choices: tuple[str, ...] = (), metavar: str = "") -> Any:
+SEEDS = 2**32 - 1  # the largest that every generator takes
+
+
+def option(
+    default: Any,
+    help: str,
+    choices: tuple[str, ...] = (),
+    metavar: str | None = None,
+    minimum: int | None = None,
+    maximum: int | None = None,
+) -> Any:
     """A dataclass field that also describes a command-line option."""
-    return field(
-        default=default, metadata={"help": help, "choices": choices, "metavar": metavar or None}
-    )
+    described = {"help": help, "choices": choices, "metavar": metavar}
+    return field(default=default, metadata={**described, "minimum": minimum, "maximum": maximum})
+
+
+class _Checked:
+    """Refuses a value that the option does not allow, wherever it comes from."""
+
+    def __post_init__(self) -> None:
+        for one in fields(self):  # type: ignore[arg-type]
+            value, meta = getattr(self, one.name), one.metadata
+            if meta["choices"] and value not in meta["choices"]:
+                raise SettingsError(
+                    f"{one.name} is {value!r}; it can be {', '.join(meta['choices'])}."
+                )
+            low, high = meta["minimum"], meta["maximum"]
+            if value is None or (low is None and high is None):
+                continue
+            if (low is not None and value < low) or (high is not None and value > high):
+                limit = f"at least {low}" if high is None else f"from {low} to {high}"
+                raise SettingsError(f"{one.name} is {value!r}; it must be {limit}.")
 
 
 @dataclass(frozen=True)
-class ImageSettings:
+class ImageSettings(_Checked):
     """How a table of images is read. Only manifests (CSV, TSV, Parquet) need any of it."""
 
     path_column: str | None = option(None, "Manifest column that holds the image paths.")
@@ -35,7 +63,7 @@ class ImageSettings:
 
 
 @dataclass(frozen=True)
-class ExtractSettings:
+class ExtractSettings(_Checked):
     """How features are computed and stored."""
 
     layer: tuple[str, ...] = option(
@@ -52,15 +80,19 @@ class ExtractSettings:
         "DEFAULT, a torchvision enum name, a .pth or .safetensors file, or random; the same as "
         "BACKBONE@WEIGHTS.",
     )
-    seed: int = option(0, "Seed of random weights.")
+    seed: int = option(0, "Seed of random weights.", minimum=0, maximum=SEEDS)
     input_size: int | None = option(
-        None, "Side of the network's square input, in pixels [default: the weights' own]."
+        None,
+        "Side of the network's square input, in pixels [default: the weights' own].",
+        minimum=1,
     )
     dtype: str = option("float32", "Type the features are stored in.", ("float32", "float16"))
     batch_size: int | None = option(
-        None, "Images in one forward pass [default: 8 on a CPU, 64 on an accelerator]."
+        None, "Images in one forward pass [default: 8 on a CPU, 64 on an accelerator].", minimum=1
     )
-    workers: int | None = option(None, "Threads that read and decode [default: one a core].")
+    workers: int | None = option(
+        None, "Threads that read and decode [default: one a core].", minimum=1
+    )
     device: str = option("auto", "auto, cpu, cuda, cuda:1, mps.")
     on_error: str = option(
         "record",
@@ -71,7 +103,7 @@ class ExtractSettings:
 
 
 @dataclass(frozen=True)
-class TrainSettings:
+class TrainSettings(_Checked):
     """How rows are divided and which features are used. A head's own parameters are its own."""
 
     layer: str | None = option(None, "Layer of the cache to train on [default: the only one].")
@@ -90,15 +122,17 @@ class TrainSettings:
         "is the group.",
         metavar="auto|none|REGEX",
     )
-    seed: int = option(0, "Seed of the split, the initial weights and the batches.")
+    seed: int = option(
+        0, "Seed of the split, the initial weights and the batches.", minimum=0, maximum=SEEDS
+    )
     device: str = option("auto", "auto, cpu, cuda, cuda:1, mps.")
 
 
 @dataclass(frozen=True)
-class ScratchSettings:
+class ScratchSettings(_Checked):
     """The two-layer CNN trained from pixels."""
 
-    epochs: int = option(15, "Epochs of the CNN from scratch.")
-    batch_size: int = option(128, "Batch size of the CNN from scratch.")
+    epochs: int = option(15, "Epochs of the CNN from scratch.", minimum=1)
+    batch_size: int = option(128, "Batch size of the CNN from scratch.", minimum=1)
     lr: float = option(1e-3, "Learning rate of the CNN from scratch (Adam).")
-    input_size: int = option(224, "Side of its input in pixels.")
+    input_size: int = option(224, "Side of its input in pixels.", minimum=4)

@@ -12,8 +12,8 @@ class Spec:
     ----------
     backbone : str
         ``source:name``.
-    weights : str
-        What the weights were called; `weights_digests` are what counts.
+    weights, seed : str, int
+        What to ask the backbone's source for; `weights_digests` are what counts.
     weights_digests : dict
         Layer name to BLAKE2b-128, hex, of the tensors that this layer needs and of no others.
     random_weights : bool
@@ -32,6 +32,7 @@ class Spec:
 
     backbone: str
     weights: str
+    seed: int
     weights_digests: dict[str, str]
     random_weights: bool
     layers: dict[str, str]
@@ -66,7 +67,7 @@ class Spec:
         values = self.to_dict()
         shared = set(self.weights_digests) & set(other.weights_digests)
         if all(self.weights_digests[layer] == other.weights_digests[layer] for layer in shared):
-            del values["weights"]
+            del values["weights"], values["seed"]
         values["weights_digests"] = {layer: self.weights_digests[layer] for layer in shared}
         return values
 

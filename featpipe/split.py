@@ -149,12 +149,19 @@ def _divide_classes(
 ) -> tuple[np.ndarray, np.ndarray]:
     # train_test_split(stratify=...) may leave a rare class out of one side.
     random = np.random.default_rng(seed)
+    counts = np.bincount(labels)
+    exact = share * counts
+    numbers = np.floor(exact).astype(int)
+    # What rounding down leaves goes to the largest remainders, equal ones by lot.
+    short = round(share * len(rows)) - int(numbers.sum())
+    lot = random.permutation(len(counts))
+    numbers[lot[np.argsort(-(exact - numbers)[lot], kind="stable")][: max(0, short)]] += 1
+    numbers = np.clip(numbers, 1, counts - 1)
     kept, taken = [], []
     for label in np.unique(labels):
         members = random.permutation(rows[labels == label])
-        number = min(max(1, round(share * len(members))), len(members) - 1)
-        taken.append(members[:number])
-        kept.append(members[number:])
+        taken.append(members[: numbers[label]])
+        kept.append(members[numbers[label] :])
     return np.concatenate(kept), np.concatenate(taken)
 
 

@@ -1,6 +1,5 @@
 """Stage two: cached features to a classifier."""
 
-import json
 import logging
 import time
 from dataclasses import asdict, dataclass
@@ -13,6 +12,7 @@ from featpipe.cache import FeatureCache
 from featpipe.classifier import Classifier
 from featpipe.descent import Epochs
 from featpipe.device import choose_device, machine_facts
+from featpipe.durable import save_json
 from featpipe.errors import SplitError
 from featpipe.heads import Head, make_head
 from featpipe.metrics import Scores, score
@@ -58,8 +58,7 @@ class Result:
 
     def save(self, path: str | Path) -> None:
         """Write it as JSON."""
-        text = json.dumps(self.to_dict(), indent=1, ensure_ascii=False)
-        Path(path).write_text(text + "\n", encoding="utf-8")
+        save_json(Path(path), self.to_dict())
 
 
 def train_head(
@@ -95,7 +94,10 @@ def train_head(
         If the head does not take an option, or cannot be trained.
     """
     settings = settings or TrainSettings()
-    cache = features if isinstance(features, FeatureCache) else FeatureCache.open(features)
+    if not isinstance(features, FeatureCache):
+        with FeatureCache.open(features) as opened:
+            return train_head(opened, head, settings, **options)
+    cache = features
     split = split_rows(cache.table, settings, cache.ok)
     left_out = int((~cache.ok & cache.table.labelled).sum())
     if left_out:

@@ -24,7 +24,7 @@ from featpipe.spec import Spec
 from featpipe.table import ImageTable, Status, make_table
 
 SPEC = Spec(
-    "toy:toy", "none", {"a": "d" * 32}, False, {"a": "flatten"}, {"resize": 8}, "toy", "float32",
+    "toy:toy", "none", 0, {"a": "d" * 32}, False, {"a": "flatten"}, {"resize": 8}, "toy", "float32",
     "float32",
 )  # fmt: skip
 

@@ -141,7 +141,7 @@ def test_json_is_one_document_and_nothing_else_is_on_stdout(run: Run, tmp_path: 
     trained = document(
         "train-head", run.features, "-o", tmp_path / "h", "--epochs", 3, "--device", "cpu"
     )
-    assert trained["scores"]["train"]["n"] == 28
+    assert trained["scores"]["train"]["n"] == 29
     assert len(trained["curves"]) == 3
     predicted = document("predict", run.classifier, SHAPES)
     assert len(predicted["predictions"]) == 36

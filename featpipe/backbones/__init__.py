@@ -26,11 +26,13 @@ class Backbone:
     Attributes
     ----------
     source, name, weights : str
-        Its identity, written ``source:name@weights``.
+        Its identity, written ``source:name@weights``, as its source takes it.
     model : nn.Module
         In eval mode.
     preprocessing : Preprocessing
         The weights' own.
+    seed : int
+        Of what is random in it.
     loaded : Loaded
         What a weights file lacked, or had too much.
     random : bool
@@ -42,13 +44,14 @@ class Backbone:
     weights: str
     model: nn.Module
     preprocessing: Preprocessing
+    seed: int = 0
     loaded: Loaded = field(default_factory=Loaded)
     random: bool = False
 
     def __str__(self) -> str:
         """As it is written: ``[source:]name@weights``."""
         source = "" if self.source in (DEFAULT_SOURCE, self.name) else f"{self.source}:"
-        return f"{source}{self.name}@{'random' if self.random else self.weights}"
+        return f"{source}{self.name}@{self.weights}"
 
     @property
     def title(self) -> str:
@@ -64,7 +67,8 @@ class Backbone:
         except (RuntimeError, AssertionError, ValueError) as error:
             raise BackboneError(
                 f"{self.title} does not run on inputs of {self.preprocessing.crop[0]} x "
-                f"{self.preprocessing.crop[1]} pixels: {error}. Try another --input-size."
+                f"{self.preprocessing.crop[1]} pixels: {str(error).splitlines()[0]} "
+                "Try another --input-size."
             ) from error
 
     def cut(self, layers: TracedLayers | HookedLayers, names: list[str]) -> nn.Module:

@@ -21,4 +21,4 @@ def load(name: str, weights: str, seed: int) -> Backbone:
     plain = Preprocessing((32, 32), (32, 32), mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
     model = nn.Sequential()
     model.add_module("flatten", nn.Flatten())
-    return Backbone("pixels", "pixels", "none", model, plain)
+    return Backbone("pixels", "pixels", "DEFAULT", model, plain)

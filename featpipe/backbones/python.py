@@ -51,6 +51,5 @@ def load(name: str, weights: str, seed: int) -> Backbone:
     elif weights not in ("DEFAULT", "random"):
         raise BackboneError(f"{name} takes a weights file, random, or nothing, not {weights!r}.")
     return Backbone(
-        "python", name, "its own" if weights == "DEFAULT" else weights, model, preprocessing,
-        loaded, random=weights == "random",
+        "python", name, weights, model, preprocessing, seed, loaded, random=weights == "random",
     )  # fmt: skip

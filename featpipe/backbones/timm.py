@@ -34,7 +34,6 @@ def load(name: str, weights: str, seed: int) -> Backbone:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             model = timm.create_model(name, pretrained=False)
-        weights = f"random, seed {seed}"
     elif is_weights_file(weights) or Path(weights).exists():
         state = read_state_dict(weights)
         model = timm.create_model(name, pretrained=False)
@@ -48,13 +47,15 @@ def load(name: str, weights: str, seed: int) -> Backbone:
                 "  Download the model's .safetensors by other means and pass --weights PATH,\n"
                 "  or --weights random to see the pipeline run without anything learnt."
             ) from error
-        weights = model.pretrained_cfg.get("tag") or "pretrained"
+        tag = model.pretrained_cfg.get("tag")
+        if tag and "." not in name:
+            name = f"{name}.{tag}"  # the default tag may be another one tomorrow
     else:
         raise WeightsError(
             f"timm names its weights in the model: timm:{name.split('.')[0]}.{weights}. "
             "--weights takes a file, or random."
         )
-    return Backbone("timm", name, weights, model, _preprocessing(timm, model), loaded, random)
+    return Backbone("timm", name, weights, model, _preprocessing(timm, model), seed, loaded, random)
 
 
 def _timm() -> ModuleType:

@@ -11,7 +11,7 @@ from featpipe.backbones import Backbone
 from featpipe.decode import Preprocessing
 from featpipe.errors import UnknownNameError, WeightsError
 from featpipe.registry import no_such
-from featpipe.weights import Loaded, apply_state_dict, is_weights_file, read_state_dict
+from featpipe.weights import apply_state_dict, is_weights_file, read_state_dict
 
 
 def names() -> list[str]:
@@ -36,14 +36,12 @@ def load(name: str, weights: str, seed: int) -> Backbone:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             model = models.get_model(name, weights=None, **_keywords(name, preprocessing))
-        return Backbone(
-            "torchvision", name, f"random, seed {seed}", model, preprocessing, random=True
-        )
+        return Backbone("torchvision", name, "random", model, preprocessing, seed, random=True)
     if is_weights_file(weights) or Path(weights).exists():
         state = read_state_dict(weights)
         model = models.get_model(name, weights=None, **_keywords(name, preprocessing))
         loaded = apply_state_dict(model, state, weights)
-        return Backbone("torchvision", name, weights, model, preprocessing, loaded)
+        return Backbone("torchvision", name, weights, model, preprocessing, loaded=loaded)
     if weights != "DEFAULT" and weights not in enum.__members__:
         raise WeightsError(
             f"{name} has no weights {weights!r}. There are: DEFAULT, "
@@ -51,7 +49,7 @@ def load(name: str, weights: str, seed: int) -> Backbone:
         )
     chosen = enum[weights] if weights in enum.__members__ else enum.DEFAULT
     return Backbone(
-        "torchvision", name, chosen.name, _download(name, chosen), _preprocessing(chosen), Loaded()
+        "torchvision", name, chosen.name, _download(name, chosen), _preprocessing(chosen)
     )
 
 

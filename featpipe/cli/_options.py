@@ -44,8 +44,12 @@ def settings_options(
                 keywords["is_flag"] = True
             elif get_origin(annotation) is tuple:
                 keywords |= {"multiple": True, "type": get_args(annotation)[0]}
+            elif meta["choices"]:
+                keywords["type"] = click.Choice(meta["choices"])
+            elif meta["minimum"] is not None:
+                keywords["type"] = click.IntRange(meta["minimum"], meta["maximum"])
             else:
-                keywords["type"] = click.Choice(meta["choices"]) if meta["choices"] else annotation
+                keywords["type"] = annotation
             if annotation is not bool:
                 keywords |= {
                     "metavar": meta["metavar"],

@@ -15,10 +15,22 @@ from featpipe.settings import ExtractSettings
 @click.command("predict")
 @click.argument("classifier", type=click.Path(dir_okay=False))
 @click.argument("images", nargs=-1, required=True)
-@click.option("-o", "--out", help="CSV file to write [default: standard output].")
-@click.option("--top", default=3, show_default=True, help="Labels an image, the likeliest first.")
+@click.option("-o", "--out", help="File to write [default: standard output].")
+@click.option(
+    "--top",
+    type=click.IntRange(min=1),
+    default=3,
+    show_default=True,
+    help="Labels an image, the likeliest first.",
+)
 @click.option("--grid", metavar="PNG", help="Draw the first pictures with their labels.")
-@click.option("--grid-size", default=24, show_default=True, help="Pictures on the grid.")
+@click.option(
+    "--grid-size",
+    type=click.IntRange(min=1),
+    default=24,
+    show_default=True,
+    help="Pictures on the grid.",
+)
 @settings_options(ExtractSettings, "settings", only=("weights", "device", "batch_size", "workers"))
 @json_option
 @click.pass_obj
@@ -39,6 +51,7 @@ def command(
     """
     from featpipe.classifier import Classifier
     from featpipe.cli._output import note, print_json, progress
+    from featpipe.durable import save_json
     from featpipe.images import open_several
     from featpipe.report.plots import plot_grid
 
@@ -53,15 +66,16 @@ def command(
         plot_grid(predictions[:grid_size], loaded.classes, source, grid, title=title)
         note(f"{min(grid_size, len(predictions))} pictures in {grid}")
     rows = [_row(prediction, loaded.classes, top) for prediction in predictions]
-    if as_json:
-        print_json(
-            {
-                "classifier": classifier,
-                "classes": list(loaded.classes),
-                "random_weights": loaded.spec.random_weights,
-                "predictions": rows,
-            }
-        )
+    document = {
+        "classifier": classifier,
+        "classes": list(loaded.classes),
+        "random_weights": loaded.spec.random_weights,
+        "predictions": rows,
+    }
+    if as_json and out:
+        save_json(Path(out), document)
+    elif as_json:
+        print_json(document)
     else:
         _write_csv(rows, out, min(top, len(loaded.classes)))
     failed = sum(row["label"] is None for row in rows)

@@ -53,9 +53,8 @@ def command(
     Options that are not given are the head's own defaults. Leaves classifier.safetensors,
     result.json and, where there are epochs, curves.json and curves.png.
     """
-    import json
-
     from featpipe.cli._output import print_json
+    from featpipe.durable import save_json
     from featpipe.report.plots import plot_curves
     from featpipe.train import train_head
 
@@ -67,7 +66,7 @@ def command(
     classifier.save(folder / "classifier.safetensors")
     result.save(folder / "result.json")
     if result.curves:
-        (folder / "curves.json").write_text(json.dumps(result.curves, indent=1) + "\n")
+        save_json(folder / "curves.json", result.curves)
         random = " (random weights)" if classifier.spec.random_weights else ""
         plot_curves(result.curves, folder / "curves.png", f"{Path(features).stem}: {head}{random}")
     document = {"out": str(folder), **result.to_dict()}

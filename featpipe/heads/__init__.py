@@ -9,6 +9,7 @@ from typing import Any, Self
 
 import numpy as np
 from sklearn.base import BaseEstimator, ClassifierMixin
+from sklearn.utils._param_validation import InvalidParameterError
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 
@@ -23,7 +24,8 @@ class Head(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     """What every head is: a scikit-learn classifier whose state is a few arrays.
 
     A subclass stores its parameters in ``__init__``, and implements ``_fit``,
-    ``_decision`` and ``arrays``. If it has a parameter ``standardize``, features are
+    ``_decision`` and ``arrays``, and may list what its parameters can be in scikit-learn's
+    ``_parameter_constraints``. If it has a parameter ``standardize``, features are
     standardised by the training rows' mean and deviation before it sees them.
 
     Attributes
@@ -43,6 +45,10 @@ class Head(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         validation : pair of arrays
             Rows that only select the epoch; heads without epochs ignore them.
         """
+        try:
+            self._validate_params()
+        except InvalidParameterError as error:
+            raise HeadError(str(error)) from error
         X, y = validate_data(self, X, y, dtype=[np.float64, np.float32])
         check_classification_targets(y)
         self.classes_, codes = np.unique(y, return_inverse=True)
@@ -52,7 +58,8 @@ class Head(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         if validation is not None and len(validation[0]):
             X_val = validate_data(self, validation[0], reset=False, dtype=[np.float64, np.float32])
             known = np.isin(validation[1], self.classes_)
-            held_out = X_val[known], np.searchsorted(self.classes_, validation[1][known])
+            if known.any():
+                held_out = X_val[known], np.searchsorted(self.classes_, validation[1][known])
         self._mean: np.ndarray | None = None
         self._scale: np.ndarray | None = None
         if getattr(self, "standardize", False):
@@ -139,5 +146,7 @@ def make_head(name: str, options: dict[str, Any] | None = None) -> Head:
     known = list(inspect.signature(kind).parameters)
     for option in options or {}:
         if option not in known:
-            raise HeadError(f"{no_such(f'option of {name}', option, known)} It takes {known}.")
+            raise HeadError(
+                f"{no_such(f'option of {name}', option, known)} It takes {', '.join(known)}."
+            )
     return kind(**(options or {}))

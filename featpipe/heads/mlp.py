@@ -1,8 +1,11 @@
 """A multi-layer perceptron, trained by mini-batches."""
 
 from collections.abc import Sequence
+from numbers import Real
 
-from featpipe.perceptron import PerceptronHead
+from sklearn.utils._param_validation import Interval
+
+from featpipe.perceptron import LIMITS, PerceptronHead
 
 
 class Head(PerceptronHead):
@@ -24,6 +27,8 @@ class Head(PerceptronHead):
     device : str
         ``auto``, ``cpu``, ``cuda``, ...
     """
+
+    _parameter_constraints = LIMITS | {"dropout": [Interval(Real, 0, 1, closed="left")]}
 
     def __init__(
         self,

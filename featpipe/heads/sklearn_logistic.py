@@ -23,6 +23,10 @@ class Head(BaseHead):
         Standardise the features by the training rows.
     """
 
+    _parameter_constraints = {  # noqa: RUF012
+        name: LogisticRegression._parameter_constraints[name] for name in ("C", "max_iter", "tol")
+    }
+
     def __init__(
         self, C: float = 0.01, max_iter: int = 1000, tol: float = 1e-4, standardize: bool = True
     ) -> None:

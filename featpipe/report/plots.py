@@ -1,7 +1,6 @@
 """Curves and grids as PNG files, drawn without a display."""
 
 import logging
-import textwrap
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -42,7 +41,7 @@ def plot_curves(curves: Epochs, path: str | Path, title: str = "") -> None:
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.grid(alpha=0.3)
         axes.legend()
-    figure.suptitle(title)
+    figure.suptitle(_printable(title), parse_math=False)
     _save(figure, path)
 
 
@@ -82,11 +81,11 @@ def plot_grid(
         picture.thumbnail((320, 320))
         axes.imshow(picture)
         best = int(prediction.proba.argmax())
-        lines = [f"{classes[best]}  {prediction.proba[best]:.0%}"]
+        lines = [f"{_shorten(classes[best], 20)}  {prediction.proba[best]:.0%}"]
         wrong = prediction.true is not None and prediction.true != classes[best]
         if wrong:
-            lines.append(f"is {prediction.true}")
-        text = "\n".join(textwrap.shorten(line, 26, placeholder="...") for line in lines)
+            lines.append(f"is {_shorten(prediction.true or '')}")
+        text = _printable("\n".join(lines))
         # A class may be called anything, $x^2$ too.
         axes.set_title(text, fontsize=9, color="#b00020" if wrong else "black", parse_math=False)
     if title:
@@ -99,3 +98,13 @@ def _save(figure: Figure, path: str | Path) -> None:
         # A letter that no installed font has is drawn as a box; that is no reason to fail.
         warnings.filterwarnings("ignore", message="Glyph", category=UserWarning)
         figure.savefig(path, format="png", dpi=120)
+
+
+def _shorten(name: str, width: int = 24) -> str:
+    name = " ".join(name.split())
+    return name if len(name) <= width else name[: width - 3] + "..."
+
+
+def _printable(text: str) -> str:
+    """Bytes of a name that are not UTF-8 as escapes."""
+    return text.encode("utf-8", "backslashreplace").decode()
