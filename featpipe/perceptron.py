@@ -61,7 +61,7 @@ class PerceptronHead(Head):
 
     def _fit(self, X: np.ndarray, codes: np.ndarray, validation: Validation | None) -> None:
         widths: list[Any] = list(self.hidden)
-        if not all(isinstance(width, Integral) and width > 0 for width in widths):
+        if not all(isinstance(width, int | np.integer) and width > 0 for width in widths):
             raise HeadError(f"hidden is {self.hidden!r}; it must be positive whole numbers.")
         device = choose_device(self.device)
 
