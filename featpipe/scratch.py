@@ -57,7 +57,8 @@ class TwoLayerCNN(nn.Module):
 
 def _block(inputs: int, outputs: int) -> list[nn.Module]:
     convolution = nn.Conv2d(inputs, outputs, kernel_size=3, padding=1)
-    return [convolution, nn.BatchNorm2d(outputs), nn.ReLU(), nn.MaxPool2d(2)]
+    # Pooling before ReLU gives the same numbers as after it, for a quarter of the work.
+    return [convolution, nn.BatchNorm2d(outputs), nn.MaxPool2d(2), nn.ReLU()]
 
 
 def train_from_scratch(
