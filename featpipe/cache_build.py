@@ -83,7 +83,7 @@ class CacheBuilder:
         self.path, self.spec, self.shapes, self.table = path, spec, shapes, table
         self._digests = digests.copy()
         self._status, self._reasons = status.copy(), reasons.copy()
-        self._folder = parts_folder(path)
+        self.folder = parts_folder(path)
         self._stack = ExitStack()
         self._buffer: list[Batch] = []
         self._since = time.perf_counter()
@@ -116,20 +116,20 @@ class CacheBuilder:
             )
 
     def _lock(self, overwrite: bool) -> None:
-        self._folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(self._folder / "lock")
+        self.folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(self.folder / "lock")
         try:
             lock.acquire(timeout=0)
         except Timeout:
             raise CacheError(f"Another process is extracting to {self.path}.") from None
         self._stack.callback(lock.release)
         if overwrite:
-            for file in self._folder.iterdir():
+            for file in self.folder.iterdir():
                 if file.name != "lock":
                     file.unlink()
 
     def _open_build(self, batch_size: int) -> int:
-        state = self._folder / "build.json"
+        state = self.folder / "build.json"
         if state.exists():
             try:
                 begun = json.loads(state.read_text(encoding="utf-8"))
@@ -150,12 +150,12 @@ class CacheBuilder:
 
     def _index(self) -> None:
         """Find each row's features: in the old file, in a part, or still to be computed."""
-        work_file = self._folder / "work.bin"
+        work_file = self.folder / "work.bin"
         stored = work_file.read_bytes() if work_file.exists() else b""
         work = np.frombuffer(stored, np.uint8).reshape(-1, 16)
         done = np.zeros(len(work), bool)
         self._parts: list[Part] = []
-        for path in sorted(self._folder.glob("part-*.h5")):
+        for path in sorted(self.folder.glob("part-*.h5")):
             try:
                 part = Part.read(path)
             except CacheDamagedError as error:
@@ -196,7 +196,7 @@ class CacheBuilder:
         row = sum(int(np.prod(shape)) for shape in self.shapes.values())
         row *= np.dtype(self.spec.dtype).itemsize
         need = row * (self.pending + len(self.table))
-        free = shutil.disk_usage(self._folder).free
+        free = shutil.disk_usage(self.folder).free
         if need > free:
             raise DiskSpaceError(
                 f"{self.path} needs about {need / 1e9:.2f} GB while it is being built "
@@ -218,6 +218,11 @@ class CacheBuilder:
                 for name in ("labels", "splits", "groups")
             )
         )
+
+    @property
+    def saved(self) -> int:
+        """Computed rows that are durable in parts."""
+        return sum(int(part.settled.sum()) for part in self._parts)
 
     def start_clock(self, begun: float) -> None:
         """Count seconds from `begun` (of `time.perf_counter`), so that set-up is included."""
@@ -259,7 +264,7 @@ class CacheBuilder:
         features = {layer: self._stored(layer, rows, status) for layer, rows in computed.items()}
         now = time.perf_counter()
         seconds = now - self._since
-        self._parts.append(Part.write(self._folder, items, status, reasons, features, seconds))
+        self._parts.append(Part.write(self.folder, items, status, reasons, features, seconds))
         self._since = now
         self._buffer = []
 
@@ -308,7 +313,7 @@ class CacheBuilder:
             with placing(self.path) as temporary:
                 assembly.write(temporary, {**conditions, "seconds": round(seconds, 3)})
         self.close()
-        shutil.rmtree(self._folder, ignore_errors=True)
+        shutil.rmtree(self.folder, ignore_errors=True)
         return FeatureCache.open(self.path)
 
     def close(self) -> None:

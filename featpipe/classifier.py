@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -178,8 +179,10 @@ class Classifier:
         )
         workers = asked.workers or available_cores()
         engine = load_plugin("engines", "local")
-        with extractor.forward as forward:
-            for batch in engine.run(batches, load, forward, workers, forward.lanes):
+        forward = extractor.forward
+        results = engine.run(batches, load, forward, workers, forward.lanes)
+        with forward, closing(results):
+            for batch in results:
                 yield from self._predictions(batch, table)
                 if on_progress:
                     on_progress(batch.items[-1] + 1, len(images))

@@ -1,5 +1,6 @@
 """Stage one: images to cached features."""
 
+import contextlib
 import hashlib
 import logging
 import time
@@ -17,7 +18,7 @@ from featpipe.cache_build import CacheBuilder
 from featpipe.decode import DECODER, Preprocessing, decode
 from featpipe.device import available_cores, machine_facts
 from featpipe.engines import LoadedImage
-from featpipe.errors import DecodeError, LayerError
+from featpipe.errors import DecodeError, FeatpipeError, LayerError
 from featpipe.images import ImageSource, open_images
 from featpipe.layers import Shape, needed_tensors, pooled_shape
 from featpipe.registry import load_plugin
@@ -86,13 +87,11 @@ def extract_features(
     settings = settings or ExtractSettings()
     begun = time.perf_counter()
     source = open_images(images, image_settings)
-    if source.note:
-        log.info("%s: %s.", source.location, source.note)
     extractor = prepare(backbone, settings)
     workers = settings.workers or available_cores()
     digests, status, reasons = scan(source, workers)
     if settings.on_error == "raise":
-        _raise_first(source, status, reasons)
+        _raise_first(source, status, reasons, np.arange(len(source)))
     builder = CacheBuilder(
         Path(out), extractor.spec, extractor.shapes, source.table, digests, status, reasons,
         extractor.batch_size, settings.overwrite,
@@ -107,6 +106,8 @@ def extract_features(
         cache = builder.finish(facts)
     finally:
         builder.close()
+    if settings.on_error == "raise":  # rows that an earlier run has recorded count as well
+        _raise_first(source, cache.status, cache.reasons, np.arange(len(source)))
     _report(cache)
     return cache
 
@@ -225,40 +226,42 @@ def _compute(
     engine = load_plugin("engines", "local")
     done = 0
     forward = extractor.forward
+    results = engine.run(builder.batches(), load, forward, workers, forward.lanes)
     # One thread writes while the next batches are in the network.
-    with forward, ThreadPoolExecutor(1, thread_name_prefix="featpipe-write") as writer:
+    writers = ThreadPoolExecutor(1, thread_name_prefix="featpipe-write")
+    with forward, writers as writer, contextlib.closing(results):
         writing = writer.submit(lambda: None)
         try:
-            for batch in engine.run(builder.batches(), load, forward, workers, forward.lanes):
+            for batch in results:
                 writing.result()
                 writing = writer.submit(builder.write, batch)
-                for item, image in zip(batch.items, batch.images, strict=True):
-                    if on_error == "raise" and image.status != Status.OK and rows[item] >= 0:
-                        raise DecodeError(
-                            f"{source.table.ids[rows[item]]} in {source.location}: {image.reason}. "
-                            "Mend or remove it, or use --on-error record."
-                        )
+                if on_error == "raise":
+                    found = [image.status for image in batch.images]
+                    why = [image.reason for image in batch.images]
+                    _raise_first(source, np.array(found), np.array(why), rows[batch.items])
                 done += int((rows[batch.items] >= 0).sum())
                 if on_progress:
-                    on_progress(done, builder.pending)
+                    on_progress(min(done, builder.pending), builder.pending)
             writing.result()
         except BaseException:
             writing.exception()
-            builder.flush()
-            if done:
-                log.warning(
-                    "%d images are saved; the same command computes the other %d.",
-                    builder.reused + done,
-                    max(0, builder.pending - done),
-                )
+            with contextlib.suppress(OSError, FeatpipeError):  # the first error is the one to tell
+                builder.flush()
+            log.warning(
+                "%d computed images are saved in %s; the same command computes only the rest.",
+                builder.saved,
+                builder.folder,
+            )
             raise
 
 
-def _raise_first(source: ImageSource, status: np.ndarray, reasons: np.ndarray) -> None:
-    bad = np.flatnonzero(status != Status.OK)
-    if len(bad):
+def _raise_first(
+    source: ImageSource, status: np.ndarray, reasons: np.ndarray, rows: np.ndarray
+) -> None:
+    """Raise for the first of these rows that cannot be used; -1 stands for no row."""
+    for bad in np.flatnonzero((status != Status.OK) & (rows >= 0)):
         raise DecodeError(
-            f"{source.table.ids[bad[0]]} in {source.location}: {reasons[bad[0]]}. "
+            f"{source.table.ids[rows[bad]]} in {source.location}: {reasons[bad]}. "
             "Mend or remove it, or use --on-error record."
         )
 

@@ -113,6 +113,14 @@ def test_on_error_raise_names_the_image_and_keeps_what_is_done(tmp_path: Path) -
     assert not (tmp_path / "f.h5").exists()
 
 
+def test_on_error_raise_also_sees_what_an_earlier_run_recorded(tmp_path: Path) -> None:
+    extract_features(DATA / "broken", "pixels", tmp_path / "f.h5").close()
+    with pytest.raises(DecodeError, match=r"empty\.jpg"):
+        extract_features(
+            DATA / "broken", "pixels", tmp_path / "f.h5", ExtractSettings(on_error="raise")
+        )
+
+
 @pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="root may read everything")
 def test_an_unreadable_image_is_a_row_with_a_reason(shapes: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(shapes / "circle", tmp_path / "c")
@@ -188,6 +196,30 @@ def test_a_killed_run_resumes_to_the_same_bytes(
         assert totals[0] == 36 - 4 * len(parts)
         assert cache.features().tobytes() == shapes_cache.features().tobytes()
         assert cache.table.ids.tolist() == shapes_cache.table.ids.tolist()
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals")
+def test_ctrl_c_on_the_command_line_says_how_to_go_on_and_exits_130(
+    shapes: Path, tmp_path: Path
+) -> None:
+    code = """
+import os, signal, sys
+from featpipe.cli import main
+from featpipe.engines import local
+run = local.run
+def interrupted(*args, **kwargs):
+    for number, batch in enumerate(run(*args, **kwargs)):
+        yield batch
+        if number == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+local.run = interrupted
+main()
+"""
+    arguments = ["extract", str(shapes), "-b", "pixels", "-o", str(tmp_path / "f.h5")]
+    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True)
+    assert done.returncode == 130, done.stderr
+    assert "24 computed images are saved" in done.stderr.replace("\n", " ")
+    assert "Traceback" not in done.stderr
 
 
 def test_memory_is_bounded_by_batches_ahead(shapes: Path, small: ExtractSettings) -> None:

@@ -1,10 +1,10 @@
 """Where the work runs. Each file here is one engine.
 
-A plug-in has ``run(batches, load, forward, workers, lanes) -> iterator of Batch``; batches may
-come back in any order.
+A plug-in has ``run(batches, load, forward, workers, lanes) -> Batches``, a generator that stops
+its threads when it is closed; batches may come back in any order.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 
 import numpy as np
@@ -40,3 +40,4 @@ class Batch:
 
 Load = Callable[[int], LoadedImage]
 Forward = Callable[[np.ndarray], dict[str, np.ndarray]]
+Batches = Generator[Batch, None, None]

@@ -1,20 +1,20 @@
 """One process: threads read and decode ahead of the forward passes."""
 
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
 
-from featpipe.engines import Batch, Forward, Load, LoadedImage
+from featpipe.engines import Batch, Batches, Forward, Load, LoadedImage
 
 AHEAD = 2  # batches being decoded while every lane is busy; bounds the memory
 
 
 def run(
     batches: Iterable[list[int]], load: Load, forward: Forward, workers: int, lanes: int = 1
-) -> Iterator[Batch]:
+) -> Batches:
     """Yield each batch's features, in order.
 
     `workers` threads load images, `lanes` threads run forward passes. An image that could

@@ -4,6 +4,7 @@ A plug-in has ``accepts(location) -> bool`` and ``open(location, settings) -> Im
 A location may also name its plug-in: ``torchvision:CIFAR10``.
 """
 
+import logging
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,6 +15,8 @@ from featpipe.errors import ImagesError
 from featpipe.registry import load_plugin, plugin_names
 from featpipe.settings import ImageSettings
 from featpipe.table import ImageTable, make_table
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -83,6 +86,8 @@ def open_images(
             )
     if len(source) == 0:
         raise ImagesError(f"There are no images in {location}.")
+    if source.note:
+        log.info("%s: %s.", location, source.note)
     return source  # type: ignore[no-any-return]
 
 
