@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 
 from featpipe.backbones import backbone_names, load_backbone, parse_backbone
 from featpipe.backbones.torchvision import weights_file
-from featpipe.errors import BackboneError, UnknownNameError, WeightsError
+from featpipe.errors import BackboneError, MissingExtraError, UnknownNameError, WeightsError
 from featpipe.extract import prepare
 from featpipe.settings import ExtractSettings
 
@@ -182,6 +182,13 @@ def test_an_unknown_weights_name_lists_the_known_ones() -> None:
 def test_weights_said_twice_must_agree() -> None:
     with pytest.raises(WeightsError, match="disagree"):
         load_backbone("resnet18@random", "DEFAULT")
+
+
+def test_without_timm_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "timm", None)
+    with pytest.raises(MissingExtraError, match=r"featpipe\[timm\]"):
+        load_backbone("timm:resnet10t@random")
+    assert backbone_names("timm") == {"timm": []}
 
 
 def test_timm_models_bring_their_own_preprocessing() -> None:

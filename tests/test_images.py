@@ -2,6 +2,7 @@
 
 import csv
 import os
+import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from pyarrow import parquet
 
 from featpipe.decode import decode
-from featpipe.errors import ImagesError
+from featpipe.errors import ImagesError, MissingExtraError
 from featpipe.images import ImageSource, open_images, open_several
 from featpipe.table import ImageTable
 
@@ -236,3 +237,12 @@ def test_an_unknown_torchvision_data_set_lists_near_names() -> None:
         open_images("torchvision:NoSuch")
     with pytest.raises(ImagesError, match="Did you mean CIFAR10"):
         open_images("torchvision:CIFAR-10")
+
+
+def test_without_pyarrow_the_extra_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
+    (tmp_path / "m.parquet").touch()
+    with pytest.raises(MissingExtraError, match=r"featpipe\[parquet\]"):
+        open_images(tmp_path / "m.parquet")

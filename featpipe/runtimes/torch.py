@@ -11,6 +11,8 @@ from featpipe.device import available_cores, choose_device
 from featpipe.layers import pool
 from featpipe.runtimes import PooledLayer
 
+MOST_LANES = 8
+
 
 class Runtime:
     """A cut of a network, on a device, that takes uint8 pixels.
@@ -19,7 +21,8 @@ class Runtime:
     operations in the same order as torchvision's presets.
 
     A CPU runs one single-threaded forward pass a core: threads that share one pass wait for
-    each other at every layer, which beside decoding threads costs most of the time.
+    each other at every layer, which beside decoding threads costs most of the time. Beyond
+    eight cores passes get several threads, since each pass holds its own activations.
     """
 
     precision = "float32"
@@ -28,17 +31,17 @@ class Runtime:
         self, cut: nn.Module, layers: list[PooledLayer], preprocessing: Preprocessing, device: str
     ) -> None:
         self.device = choose_device(device)
-        self.lanes = available_cores() if self.device == "cpu" else 1
+        self.lanes = min(available_cores(), MOST_LANES) if self.device == "cpu" else 1
         self._layers = layers
         self._cut = cut.to(self.device).to(memory_format=torch.channels_last)
         self._mean = torch.tensor(preprocessing.mean, device=self.device).view(1, 3, 1, 1)
         self._std = torch.tensor(preprocessing.std, device=self.device).view(1, 3, 1, 1)
 
     def __enter__(self) -> Self:
-        """Give each lane one thread."""
+        """Give each lane its share of the threads."""
         self._threads = torch.get_num_threads()
-        if self.lanes > 1:
-            torch.set_num_threads(1)
+        if self.device == "cpu":
+            torch.set_num_threads(max(1, available_cores() // self.lanes))
         return self
 
     def __exit__(self, *error: object) -> None:
