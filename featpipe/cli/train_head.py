@@ -101,6 +101,9 @@ def _print_result(document: dict[str, Any], classes: tuple[str, ...]) -> None:
             ["epoch", *(name.replace("_", " ") for name in names)],
             [[str(row["epoch"]), *(f"{row[name]:.4f}" for name in names)] for row in shown],
         )
+        if "val_loss" in curves[0]:
+            kept = min(curves, key=lambda row: row["val_loss"])
+            click.echo(f"Kept: epoch {kept['epoch']}, of the lowest validation loss.")
         click.echo()
     rows = []
     for part, scores in document["scores"].items():
