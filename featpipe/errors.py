@@ -13,7 +13,6 @@
     │   └── LayerError          the layer asked for is not in it
     ├── CacheError              the feature file cannot be used
     │   ├── SpecMismatchError   it was made with other settings
-    │   ├── ImagesChangedError  it was made from other images
     │   ├── CacheIncompleteError
     │   ├── CacheDamagedError
     │   └── FeatureValueError   NaN, or too large for the stored type
@@ -70,10 +69,6 @@ class CacheError(FeatpipeError):
 
 class SpecMismatchError(CacheError):
     """The cache was extracted with settings other than the ones asked for."""
-
-
-class ImagesChangedError(CacheError):
-    """The cache was extracted from images other than the ones given."""
 
 
 class CacheIncompleteError(CacheError):
