@@ -1,6 +1,7 @@
 """The feature cache: reading finished files. `docs/cache-format.md` describes them.
 
-This module and `featpipe.cache_build` are the only ones that know HDF5.
+This module, `featpipe.cache_parts` and `featpipe.cache_assemble` are the only ones that know
+HDF5.
 """
 
 import json
@@ -166,9 +167,9 @@ class FeatureCache:
         if name not in layers:
             # A module's name means its last node, as at extraction.
             within = [layer for layer in layers if layer.startswith(f"{name}.")]
-            if len(within) != 1:
+            if not within:
                 raise LayerError(f"{self.path}: {no_such('layer', name, layers)}")
-            return within[0]
+            return within[-1]
         return name
 
     def features(self, layer: str | None = None, rows: np.ndarray | None = None) -> np.ndarray:
@@ -225,7 +226,7 @@ def read_rows(data: h5py.Dataset, rows: np.ndarray) -> np.ndarray:
         # All rows that lie in the same chunk, or follow without a gap, are one read.
         gaps = np.flatnonzero(np.diff(wanted[start:]) > span)
         stop = start + (int(gaps[0]) + 1 if len(gaps) else len(wanted) - start)
-        stop = min(stop, start + 64 * span)
+        stop = start + int(np.searchsorted(wanted[start:stop], wanted[start] + 64 * span))
         first, last = int(wanted[start]), int(wanted[stop - 1]) + 1
         result[order[start:stop]] = data[first:last][wanted[start:stop] - first]
         start = stop

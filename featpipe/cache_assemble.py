@@ -1,6 +1,7 @@
 """Putting the finished cache together from parts and from the file it replaces."""
 
 import json
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -51,8 +52,10 @@ class Assembly:
     parts: list[Part]
     old: FeatureCache | None
 
-    def write(self, file_name: Path, conditions: dict[str, Any]) -> None:
+    def write(self, file_name: Path, conditions: dict[str, Any], begun: float) -> None:
         """Write the whole file and read it back, which checks every chunk's checksum.
+
+        The seconds since `begun` (of `time.perf_counter`) are stored among the conditions.
 
         Raises
         ------
@@ -71,7 +74,8 @@ class Assembly:
                     data[start:stop] = self._block(layer, start, stop)
             self._take_over_status()
             self._write_table(file)
-            file.attrs["conditions"] = json.dumps(conditions)
+            seconds = round(time.perf_counter() - begun, 3)
+            file.attrs["conditions"] = json.dumps({**conditions, "seconds": seconds})
             file.attrs["spec"] = json.dumps(self.spec.to_dict())
             file.attrs["format_version"] = FORMAT_VERSION
             file.attrs["format"] = FORMAT

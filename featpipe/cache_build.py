@@ -28,13 +28,15 @@ from featpipe.errors import (
     CacheError,
     DiskSpaceError,
     FeatureValueError,
+    ImagesChangedError,
     SpecMismatchError,
 )
 from featpipe.layers import Shape
 from featpipe.spec import Spec
 from featpipe.table import ImageTable, Status, text_column
 
-PART_ROWS = 256  # at most this many computed rows are lost with the process
+PART_ROWS = 256  # at most this many computed rows are lost with the process,
+PART_BYTES = 64 << 20  # and at most about this much is held in memory
 log = logging.getLogger(__name__)
 
 
@@ -66,6 +68,8 @@ class CacheBuilder:
         If another process is writing to the same file.
     DiskSpaceError
         If the features would not fit.
+    ImagesChangedError
+        If the file there holds features of entirely other images.
     """
 
     def __init__(
@@ -88,9 +92,9 @@ class CacheBuilder:
         self._buffer: list[Batch] = []
         self._since = time.perf_counter()
         try:
+            self._lock()
             self._old = self._open_old(overwrite)
-            self._lock(overwrite)
-            self.batch_size = self._open_build(batch_size)
+            self.batch_size = self._open_build(batch_size, overwrite)
             self._index()
             self._check_space()
         except BaseException:
@@ -104,6 +108,12 @@ class CacheBuilder:
             return None
         old = self._stack.enter_context(FeatureCache.open(self.path))
         self._refuse_other_spec(old.spec, str(self.path))
+        shared = np.isin(digest_keys(self._digests), digest_keys(old.digests))
+        if not shared.any():
+            raise ImagesChangedError(
+                f"{self.path} holds the features of {len(old)} images, none of which is among "
+                f"these {len(self.table)}. Extract to another --out, or pass --overwrite."
+            )
         return old
 
     def _refuse_other_spec(self, found: Spec, where: str) -> None:
@@ -115,38 +125,55 @@ class CacheBuilder:
                 + "\nExtract to another --out, or pass --overwrite."
             )
 
-    def _lock(self, overwrite: bool) -> None:
-        self.folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(self.folder / "lock")
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            raise CacheError(f"Another process is extracting to {self.path}.") from None
-        self._stack.callback(lock.release)
-        if overwrite:
-            for file in self.folder.iterdir():
-                if file.name != "lock":
-                    file.unlink()
-
-    def _open_build(self, batch_size: int) -> int:
-        state = self.folder / "build.json"
-        if state.exists():
+    def _lock(self) -> None:
+        if self.path.is_dir():
+            raise CacheError(f"{self.path} is a folder; --out names a file.")
+        file = self.folder / "lock"
+        while True:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            lock = FileLock(file)
             try:
-                begun = json.loads(state.read_text(encoding="utf-8"))
-                spec, begun_size = Spec.from_dict(begun["spec"]), int(begun["batch_size"])
-            except (ValueError, KeyError, TypeError) as error:
-                raise CacheDamagedError(
-                    f"{state} is damaged ({error}). Pass --overwrite to start anew."
-                ) from error
-            self._refuse_other_spec(spec, f"An unfinished {self.path}")
-            return begun_size
-        begun = {
+                lock.acquire(timeout=0)
+            except Timeout:
+                raise CacheError(f"Another process is extracting to {self.path}.") from None
+            if file.exists():  # else the one who held it has just finished and cleared up
+                break
+            lock.release()
+        self._stack.callback(self._unlock, lock)
+
+    def _unlock(self, lock: FileLock) -> None:
+        if not (self.folder / "build.json").exists():  # refused, or finished: nothing is to be kept
+            shutil.rmtree(self.folder, ignore_errors=True)
+        lock.release()
+
+    def _open_build(self, batch_size: int, overwrite: bool) -> int:
+        """Go on with what was begun; an overwriting run goes on only with its own kind."""
+        state = self.folder / "build.json"
+        mine = {
             "format_version": FORMAT_VERSION,
             "spec": self.spec.to_dict(),
             "batch_size": batch_size,
+            "overwrite": overwrite,
         }
-        put(state, json.dumps(begun, indent=1).encode())
-        return batch_size
+        try:
+            begun = json.loads(state.read_text(encoding="utf-8")) if state.exists() else None
+            spec = Spec.from_dict(begun["spec"]) if begun else self.spec
+            begun_size = int(begun["batch_size"]) if begun else batch_size
+        except (ValueError, KeyError, TypeError) as error:
+            if not overwrite:
+                raise CacheDamagedError(
+                    f"{state} is damaged ({error}). Pass --overwrite to start anew."
+                ) from error
+            begun = None
+        foreign = overwrite and not (begun and begun.get("overwrite"))
+        if begun is None or foreign or (overwrite and spec.differences(self.spec)):
+            for file in self.folder.iterdir():
+                if file.name != "lock":
+                    file.unlink()
+            put(state, json.dumps(mine, indent=1).encode())
+            return batch_size
+        self._refuse_other_spec(spec, f"An unfinished {self.path}")
+        return begun_size
 
     def _index(self) -> None:
         """Find each row's features: in the old file, in a part, or still to be computed."""
@@ -243,9 +270,11 @@ class CacheBuilder:
         return rows
 
     def write(self, batch: Batch) -> None:
-        """Take one batch's features; at the latest every 256 rows they are made durable."""
+        """Take one batch's features; every 256 rows or 64 MiB they are made durable."""
         self._buffer.append(batch)
-        if sum(len(held.items) for held in self._buffer) >= PART_ROWS:
+        rows = sum(len(held.items) for held in self._buffer)
+        held = sum(rows.nbytes for batch in self._buffer for rows in batch.features.values())
+        if rows >= PART_ROWS or held >= PART_BYTES:
             self.flush()
 
     def flush(self) -> None:
@@ -264,7 +293,9 @@ class CacheBuilder:
         features = {layer: self._stored(layer, rows, status) for layer, rows in computed.items()}
         now = time.perf_counter()
         seconds = now - self._since
-        self._parts.append(Part.write(self.folder, items, status, reasons, features, seconds))
+        number = 1 + max((part.number for part in self._parts), default=0)
+        path = self.folder / f"part-{number:06d}-{items[0]:012d}-{items[-1]:012d}.h5"
+        self._parts.append(Part.write(path, items, status, reasons, features, seconds))
         self._since = now
         self._buffer = []
 
@@ -295,7 +326,7 @@ class CacheBuilder:
         Parameters
         ----------
         conditions : dict
-            Stored in the file; the seconds that all parts took are added.
+            Stored in the file; the seconds that all its rows took are added.
 
         Raises
         ------
@@ -305,15 +336,16 @@ class CacheBuilder:
         self.flush()
         if self.changed or self.pending:
             before = self._old.conditions.get("seconds", 0.0) if self._old is not None else 0.0
-            seconds = before + sum(part.seconds for part in self._parts)
+            begun = self._since - before - sum(part.seconds for part in self._parts)
             assembly = Assembly(
                 self.path, self.spec, self.shapes, self.table, self._digests, self._status,
                 self._reasons, self.work, self._parts, self._old,
             )  # fmt: skip
-            with placing(self.path) as temporary:
-                assembly.write(temporary, {**conditions, "seconds": round(seconds, 3)})
+            # What a killed run leaves of the temporary file goes with the parts.
+            with placing(self.path, self.folder) as temporary:
+                assembly.write(temporary, conditions, begun)
+        (self.folder / "build.json").unlink()
         self.close()
-        shutil.rmtree(self.folder, ignore_errors=True)
         return FeatureCache.open(self.path)
 
     def close(self) -> None:

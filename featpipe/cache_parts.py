@@ -1,5 +1,6 @@
 """The immutable part files that a cache is built from."""
 
+import io
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,6 +41,11 @@ class Part:
     seconds: float
 
     @property
+    def number(self) -> int:
+        """Its place in the order in which parts were made; no two have the same."""
+        return int(self.path.name.split("-")[1])
+
+    @property
     def settled(self) -> np.ndarray:
         """Boolean array: which items need no further try."""
         return np.isin(self.status, SETTLED)
@@ -59,7 +65,7 @@ class Part:
     @classmethod
     def write(
         cls,
-        folder: Path,
+        path: Path,
         items: np.ndarray,
         status: np.ndarray,
         reasons: np.ndarray,
@@ -67,15 +73,17 @@ class Part:
         seconds: float,
     ) -> "Part":
         """Make a part; when this returns, it is on the disk and has been read back."""
-        path = folder / f"part-{items[0]:012d}-{items[-1]:012d}.h5"
+        # Built in memory, so that a full disk is Python's error and not one within HDF5.
+        content = io.BytesIO()
+        with h5py.File(content, "w") as file:
+            file.attrs["seconds"] = seconds
+            file["items"] = items
+            file["status"] = status
+            create_text(file, "reasons", reasons)
+            for layer, rows in features.items():
+                create_features(file, layer, rows.shape, rows.dtype)[:] = rows
         with placing(path) as temporary:
-            with h5py.File(temporary, "w") as file:
-                file.attrs["seconds"] = seconds
-                file["items"] = items
-                file["status"] = status
-                create_text(file, "reasons", reasons)
-                for layer, rows in features.items():
-                    create_features(file, layer, rows.shape, rows.dtype)[:] = rows
+            temporary.write_bytes(content.getbuffer())
             with h5py.File(temporary, "r") as file:
                 for layer, rows in features.items():
                     if not np.array_equal(file["features"][layer][:], rows, equal_nan=True):

@@ -14,8 +14,9 @@ from safetensors.numpy import save_file
 from featpipe.backbones import Backbone, load_backbone
 from featpipe.decode import Preprocessing
 from featpipe.device import available_cores
+from featpipe.durable import placing
 from featpipe.engines import Batch, LoadedImage
-from featpipe.errors import ClassifierError
+from featpipe.errors import ClassifierError, WeightsError
 from featpipe.extract import Extractor, Progress, load_image, prepare
 from featpipe.heads import Head, make_head
 from featpipe.images import ImageSource
@@ -89,7 +90,8 @@ class Classifier:
             "classes": json.dumps(self.classes),
             "result": json.dumps(self.result),
         }
-        save_file(self.head.state(), Path(path), metadata)
+        with placing(Path(path)) as temporary:
+            save_file(self.head.state(), temporary, metadata)
 
     @classmethod
     def load(cls, path: str | Path) -> "Classifier":
@@ -189,22 +191,29 @@ class Classifier:
 
     def _predictions(self, batch: Batch, table: ImageTable) -> Iterator[Prediction]:
         features = batch.features.get(self.layer)
-        proba = None if features is None else self.predict_features(features)
+        usable = np.array([image.status == Status.OK for image in batch.images])
+        finite = np.zeros(len(usable), bool)
+        if features is not None:
+            finite = np.isfinite(features.reshape(len(features), -1)).all(axis=1)
+        good = usable & finite
+        proba = iter(self.predict_features(features[good]) if good.any() else ())  # type: ignore[index]
         for i, (row, image) in enumerate(zip(batch.items, batch.images, strict=True)):
             label = UNLABELLED if table.labels is None else int(table.labels[row])
             true = None if label == UNLABELLED else table.classes[label]
             if true not in self.classes:
                 true = None  # a folder's name, but no class of this classifier
-            usable = proba is not None and image.status == Status.OK
-            yield Prediction(
-                table.ids[row], true, proba[i] if usable and proba is not None else None,
-                image.reason,
-            )  # fmt: skip
+            reason = f"{self.layer} has NaN or infinity" if usable[i] and not finite[i] else ""
+            found = next(proba) if good[i] else None
+            yield Prediction(table.ids[row], true, found, image.reason or reason)
 
     def _extractor(self, asked: ExtractSettings, backbone: Backbone | None) -> Extractor:
         """The backbone it was trained on, cut at its layer, checked to be the same."""
         spec = self.spec
-        loaded = backbone or load_backbone(spec.backbone, asked.weights or spec.weights, spec.seed)
+        try:
+            weights = asked.weights or spec.weights
+            loaded = backbone or load_backbone(spec.backbone, weights, spec.seed)
+        except WeightsError as error:
+            raise WeightsError(f"{error} Say where they lie now with --weights PATH.") from error
         stored = Preprocessing.from_dict(spec.preprocessing)
         extractor = prepare(
             replace(loaded, preprocessing=stored),

@@ -4,14 +4,16 @@ import csv
 import logging
 import re
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from featpipe.backbones import Backbone, parse_backbone
+from featpipe.backbones import DEFAULT_SOURCE, Backbone, parse_backbone
 from featpipe.cache import FeatureCache
 from featpipe.durable import save_json
 from featpipe.extract import Progress, extract_features
@@ -151,25 +153,23 @@ def compare_routes(
     source = open_images(images, image_settings)
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
-    caches: dict[str, FeatureCache] = {}
     files: dict[str, Path] = {}
-    for backbone in [*backbones, "pixels"]:
-        name = str(backbone)
-        if name in caches:
-            continue
-        settings = extract
-        if parse_backbone(name)[0] == "pixels":
-            settings = replace(extract, layer=(), pool="auto", weights=None, input_size=None)
-        files[name] = file = folder / f"features-{_slug(name)}.h5"
-        progress = on_progress(name) if on_progress else None
-        caches[name] = extract_features(source, backbone, file, settings, on_progress=progress)
-    try:
+    with ExitStack() as stack:
+        caches: dict[str, FeatureCache] = {}
+        for backbone in [*backbones, "pixels"]:
+            name = str(backbone)
+            if name in caches:
+                continue
+            settings = extract
+            if parse_backbone(name)[0] == "pixels":
+                settings = replace(extract, layer=(), pool="auto", weights=None, input_size=None)
+            files[name] = folder / f"features-{_slug(name)}.h5"
+            progress = on_progress(name) if on_progress else None
+            cache = extract_features(source, backbone, files[name], settings, on_progress=progress)
+            caches[name] = stack.enter_context(cache)
         usable = np.logical_and.reduce([cache.ok for cache in caches.values()])
         split = split_rows(source.table, train, usable)
         routes = _transfer_routes(caches, heads, split, train)
-    finally:
-        for cache in caches.values():
-            cache.close()
     if scratch:
         routes.append(_scratch_route(source, split, train, scratch_settings, on_progress))
     routes.sort(key=_merit, reverse=True)
@@ -182,8 +182,8 @@ def _transfer_routes(
     caches: dict[str, FeatureCache], heads: Sequence[str], split: Split, train: TrainSettings
 ) -> list[Route]:
     routes = []
-    for name, cache in caches.items():
-        title = parse_backbone(name)[1] + (" (random weights)" if cache.spec.random_weights else "")
+    for name, title in _titles(caches).items():
+        cache = caches[name]
         for head in heads:
             for layer in cache.spec.layers if train.layer is None else [train.layer]:
                 log.info("Training %s on %s.", head, title)
@@ -193,6 +193,18 @@ def _transfer_routes(
                 cold = float(cache.conditions["seconds"]) + result.seconds
                 routes.append(Route(f"{title}{at} + {head}", result, cold, result.seconds))
     return routes
+
+
+def _titles(caches: dict[str, FeatureCache]) -> dict[str, str]:
+    """Short names where they are unambiguous, else with the weights."""
+    short = {}
+    for name, cache in caches.items():
+        source, model, _ = parse_backbone(name)
+        prefix = "" if source in (DEFAULT_SOURCE, model) else f"{source}:"
+        random = " (random weights)" if cache.spec.random_weights else ""
+        short[name] = f"{prefix}{model}{random}"
+    several = Counter(short.values())
+    return {name: title if several[title] == 1 else name for name, title in short.items()}
 
 
 def _scratch_route(

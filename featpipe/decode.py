@@ -17,6 +17,7 @@ from torchvision.transforms import functional as F
 
 from featpipe.errors import DecodeError
 
+MOST_PIXELS = 178_956_970  # Pillow's own guard against decompression bombs
 DECODER = "pillow: EXIF applied, alpha over white, 16 bit scaled to 8, first frame"
 
 
@@ -81,6 +82,9 @@ class Preprocessing:
         """
         if self.resize is not None:
             size = self.resize if isinstance(self.resize, int) else list(self.resize)
+            longer, shorter = max(image.size), min(image.size)
+            if isinstance(size, int) and size * size * longer / shorter > MOST_PIXELS:
+                raise DecodeError(f"{image.width} x {image.height} is too narrow to be resized")
             image = F.resize(image, size, InterpolationMode(self.interpolation))
         image = F.center_crop(image, list(self.crop))
         return np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1))
@@ -109,7 +113,9 @@ def decode(data: bytes) -> Image.Image:
         raise
     except UnidentifiedImageError:
         raise DecodeError(f"not an image of a known format (begins with {data[:8]!r})") from None
-    except (Exception, MemoryError) as error:  # Pillow's format readers raise anything at all
+    except MemoryError:
+        raise
+    except Exception as error:  # Pillow's format readers raise anything at all
         raise DecodeError(f"{type(error).__name__}: {error}") from error
 
 

@@ -13,6 +13,7 @@ import numpy as np
 from featpipe.backbones import load_backbone
 from featpipe.backbones.torchvision import weights_file
 from featpipe.compare import Comparison, compare_routes
+from featpipe.errors import WeightsError
 from featpipe.extract import Progress
 from featpipe.images import ImageSource, open_images
 from featpipe.report.plots import plot_curves, plot_grid
@@ -53,7 +54,10 @@ def run_demo(
             "has learnt nothing, so its accuracy says nothing about transfer learning.",
             BACKBONE,
         )
-    backbone = load_backbone(BACKBONE, weights, input_size=SIDE)
+    try:
+        backbone = load_backbone(BACKBONE, weights, input_size=SIDE)
+    except WeightsError:  # the connection was lost after all
+        backbone = load_backbone(BACKBONE, "random", input_size=SIDE)
     extract = ExtractSettings(layer=(LAYER,), pool="avg", input_size=SIDE)
     train = TrainSettings()
     source = open_images(folder / "digits")

@@ -9,12 +9,13 @@ from typing import Any
 
 
 @contextmanager
-def placing(path: Path) -> Iterator[Path]:
+def placing(path: Path, folder: Path | None = None) -> Iterator[Path]:
     """Yield a temporary name; on leaving without an error, sync it and put it in place.
 
-    The temporary file lies beside the real one, so that putting it in place is one rename.
+    The temporary file lies beside the real one, or in a `folder` of the same file system, so
+    that putting it in place is one rename.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = (folder or path.parent) / f".{path.name}.{os.getpid()}.tmp"
     try:
         yield temporary
         with temporary.open("rb+") as file:
@@ -23,11 +24,11 @@ def placing(path: Path) -> Iterator[Path]:
     finally:
         temporary.unlink(missing_ok=True)
     if os.name == "posix":  # the rename itself is durable once its folder is synced
-        folder = os.open(path.parent, os.O_RDONLY)
+        handle = os.open(path.parent, os.O_RDONLY)
         try:
-            os.fsync(folder)
+            os.fsync(handle)
         finally:
-            os.close(folder)
+            os.close(handle)
 
 
 def put(path: Path, content: bytes) -> None:

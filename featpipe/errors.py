@@ -13,6 +13,7 @@
     │   └── LayerError          the layer asked for is not in it
     ├── CacheError              the feature file cannot be used
     │   ├── SpecMismatchError   it was made with other settings
+    │   ├── ImagesChangedError  it was made from entirely other images
     │   ├── CacheIncompleteError
     │   ├── CacheDamagedError
     │   └── FeatureValueError   NaN, or too large for the stored type
@@ -69,6 +70,10 @@ class CacheError(FeatpipeError):
 
 class SpecMismatchError(CacheError):
     """The cache was extracted with settings other than the ones asked for."""
+
+
+class ImagesChangedError(CacheError):
+    """The cache holds features of none of the images given."""
 
 
 class CacheIncompleteError(CacheError):

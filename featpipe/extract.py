@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
+from torch import nn
 
 from featpipe.backbones import Backbone, choose_pool, load_backbone
 from featpipe.cache import FeatureCache
@@ -20,7 +21,7 @@ from featpipe.device import available_cores, machine_facts
 from featpipe.engines import LoadedImage
 from featpipe.errors import DecodeError, FeatpipeError, LayerError
 from featpipe.images import ImageSource, open_images
-from featpipe.layers import Shape, needed_tensors, pooled_shape
+from featpipe.layers import Shape, needed_tensors, pooled_shape, structure_of
 from featpipe.registry import load_plugin
 from featpipe.runtimes import ForwardPass, PooledLayer
 from featpipe.settings import ExtractSettings, ImageSettings
@@ -31,6 +32,7 @@ from featpipe.weights import digest_weights
 log = logging.getLogger(__name__)
 
 Progress = Callable[[int, int], None]
+SCAN_AHEAD = 4096  # images whose digests are awaited at once
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,7 +109,10 @@ def extract_features(
     finally:
         builder.close()
     if settings.on_error == "raise":  # rows that an earlier run has recorded count as well
-        _raise_first(source, cache.status, cache.reasons, np.arange(len(source)))
+        with contextlib.ExitStack() as stack:
+            stack.callback(cache.close)
+            _raise_first(source, cache.status, cache.reasons, np.arange(len(source)))
+            stack.pop_all()
     _report(cache)
     return cache
 
@@ -146,9 +151,7 @@ def prepare(backbone: str | Backbone, settings: ExtractSettings) -> Extractor:
         backbone=f"{loaded.source}:{loaded.name}",
         weights=loaded.weights,
         seed=loaded.seed,
-        weights_digests={
-            name: digest_weights(needed_tensors(loaded.cut(graph, [name]))) for name in names
-        },
+        weights_digests={name: _digest(loaded, loaded.cut(graph, [name])) for name in names},
         random_weights=loaded.random,
         layers={layer.name: layer.pool for layer in layers},
         preprocessing=loaded.preprocessing.to_dict(),
@@ -162,14 +165,35 @@ def prepare(backbone: str | Backbone, settings: ExtractSettings) -> Extractor:
     return Extractor(loaded, forward, shapes, spec, batch_size)
 
 
-def load_image(source: ImageSource, row: int, preprocessing: Preprocessing) -> LoadedImage:
-    """Read, decode and resize one image; what goes wrong becomes a status and a reason."""
+def _digest(backbone: Backbone, cut: nn.Module) -> str:
+    # A name stands for one architecture, but for the user's own, whose code may change.
+    structure = structure_of(cut) if backbone.source == "python" else ""
+    return digest_weights(needed_tensors(cut), structure)
+
+
+def load_image(
+    source: ImageSource, row: int, preprocessing: Preprocessing, digest: bytes = b""
+) -> LoadedImage:
+    """Read, decode and resize one image; what goes wrong becomes a status and a reason.
+
+    With a `digest`, bytes that have another one are not used: the file has changed.
+    """
     try:
-        return LoadedImage(preprocessing.pixels(decode(source.read(row))))
+        data = source.read(row)
+        if digest and digest_bytes(data) != digest:
+            return LoadedImage(None, Status.UNREADABLE, "changed while it was being extracted")
+        return LoadedImage(preprocessing.pixels(decode(data)))
     except DecodeError as error:
         return LoadedImage(None, Status.UNDECODABLE, str(error))
-    except OSError as error:
-        return LoadedImage(None, *_os_status(error))
+    except MemoryError:  # may well succeed another time, so it is no property of the image
+        return LoadedImage(None, Status.UNREADABLE, "not enough memory")
+    except (OSError, ValueError) as error:
+        return LoadedImage(None, *_read_status(error))
+
+
+def digest_bytes(data: bytes) -> bytes:
+    """BLAKE2b-128 of an image's bytes."""
+    return hashlib.blake2b(data, digest_size=16).digest()
 
 
 def scan(source: ImageSource, workers: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -189,21 +213,21 @@ def scan(source: ImageSource, workers: int) -> tuple[np.ndarray, np.ndarray, np.
     def digest(row: int) -> None:
         try:
             data = source.read(row)
-        except OSError as error:
-            status[row], reasons[row] = _os_status(error)
+        except (OSError, ValueError) as error:
+            status[row], reasons[row] = _read_status(error)
             return
-        digests[row] = np.frombuffer(hashlib.blake2b(data, digest_size=16).digest(), np.uint8)
+        digests[row] = np.frombuffer(digest_bytes(data), np.uint8)
 
     with ThreadPoolExecutor(workers) as pool:
-        for _ in pool.map(digest, range(len(source)), chunksize=64):
-            pass
+        for start in range(0, len(source), SCAN_AHEAD):
+            list(pool.map(digest, range(start, min(start + SCAN_AHEAD, len(source)))))
     return digests, status, reasons
 
 
-def _os_status(error: OSError) -> tuple[Status, str]:
+def _read_status(error: OSError | ValueError) -> tuple[Status, str]:
     if isinstance(error, FileNotFoundError):
         return Status.MISSING, "no such file"
-    return Status.UNREADABLE, error.strerror or str(error)
+    return Status.UNREADABLE, getattr(error, "strerror", None) or str(error)
 
 
 def _compute(
@@ -221,7 +245,8 @@ def _compute(
     def load(item: int) -> LoadedImage:
         if rows[item] < 0:
             return LoadedImage(None, Status.MISSING, "no longer among the images")
-        return load_image(source, int(rows[item]), preprocessing)
+        digest = builder.work[item].tobytes()
+        return load_image(source, int(rows[item]), preprocessing, digest)
 
     engine = load_plugin("engines", "local")
     done = 0

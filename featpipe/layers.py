@@ -5,6 +5,7 @@ layer, named as torchvision's feature extraction names it; the forward pass ends
 node asked for. A network that cannot be traced offers its modules instead.
 """
 
+from threading import Lock
 from typing import Any
 
 import torch
@@ -18,7 +19,11 @@ Shape = tuple[int, ...]
 
 
 def open_layers(model: nn.Module, sample: Tensor) -> "TracedLayers | HookedLayers":
-    """The layers of `model`, found with one forward pass of `sample` (1, 3, height, width)."""
+    """The layers of `model`, found with one forward pass of `sample`.
+
+    `sample`, of shape (batch, 3, height, width), needs a batch that no other axis is as long as:
+    two.
+    """
     model.eval()
     tracer = NodePathTracer(**_set_default_tracer_kwargs(None))
     try:
@@ -53,7 +58,7 @@ class TracedLayers:
     def __init__(self, tracer: NodePathTracer, graph: fx.Graph, sample: Tensor) -> None:
         self._root, self._graph = tracer.root, graph
         names = tracer.node_to_qualname
-        recorder = _ShapeRecorder(fx.GraphModule(tracer.root, graph))
+        recorder = _ShapeRecorder(fx.GraphModule(tracer.root, graph), len(sample))
         with torch.inference_mode():
             recorder.run(sample)
         self._nodes: dict[str, fx.Node] = {
@@ -117,14 +122,16 @@ def _is_dropout(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
 class _ShapeRecorder(fx.Interpreter):
     """Runs a graph and notes the shape of each node's output for one image."""
 
-    def __init__(self, module: fx.GraphModule) -> None:
+    def __init__(self, module: fx.GraphModule, batch: int) -> None:
         super().__init__(module)
+        self.batch = batch
         self.shapes: dict[str, Shape] = {}
 
     def run_node(self, n: fx.Node) -> Any:
         result = super().run_node(n)
         is_map = isinstance(result, Tensor) and result.is_floating_point() and result.dim() > 1
-        if is_map and n.op not in ("placeholder", "get_attr"):
+        # A row that does not begin with the batch axis belongs to no one image.
+        if is_map and len(result) == self.batch and n.op not in ("placeholder", "get_attr"):
             self.shapes[n.name] = tuple(result.shape[1:])
         return result
 
@@ -142,7 +149,8 @@ class HookedLayers:
         order: list[tuple[str, nn.Module]] = []
 
         def note(name: str, module: nn.Module, output: Any) -> None:
-            if isinstance(output, Tensor) and output.dim() > 1 and name not in self.shapes:
+            is_map = isinstance(output, Tensor) and output.dim() > 1 and len(output) == len(sample)
+            if is_map and name not in self.shapes:
                 self.shapes[name] = tuple(output.shape[1:])
                 if not any(True for _ in module.children()):
                     order.append((name, module))
@@ -185,8 +193,14 @@ class _HookedCut(nn.Module):
     def __init__(self, model: nn.Module, names: list[str], last: str) -> None:
         super().__init__()
         self.model, self.names, self.last = model.eval(), names, last
+        self._one_at_a_time = Lock()  # hooks hang on the model that every thread runs
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        """Outputs of the named modules."""
+        with self._one_at_a_time:
+            return self._run(images)
+
+    def _run(self, images: Tensor) -> tuple[Tensor, ...]:
         found: dict[str, Tensor] = {}
 
         def keep(name: str, output: Tensor) -> None:
@@ -214,6 +228,11 @@ def needed_tensors(cut: nn.Module) -> dict[str, Tensor]:
     """The parameters and buffers that a cut computes with, by their names in the network."""
     model = cut.model if isinstance(cut, _HookedCut) else cut
     return dict(model.state_dict())
+
+
+def structure_of(cut: nn.Module) -> str:
+    """The modules of a cut and, where it was traced, its operations, as text."""
+    return f"{cut}\n{cut.code}" if isinstance(cut, fx.GraphModule) else str(cut)
 
 
 def pool(features: Tensor, how: str, shape: Shape) -> Tensor:

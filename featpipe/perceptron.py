@@ -1,6 +1,6 @@
 """The network behind the heads that are trained by mini-batches."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from numbers import Integral, Real
 from typing import Any
@@ -60,7 +60,7 @@ class PerceptronHead(Head):
     device: str
 
     def _fit(self, X: np.ndarray, codes: np.ndarray, validation: Validation | None) -> None:
-        widths: list[Any] = list(self.hidden)
+        widths: list[Any] = list(self.hidden) if isinstance(self.hidden, Iterable) else [None]
         if not all(isinstance(width, int | np.integer) and width > 0 for width in widths):
             raise HeadError(f"hidden is {self.hidden!r}; it must be positive whole numbers.")
         device = choose_device(self.device)

@@ -10,7 +10,7 @@ from typing import Any
 
 from featpipe.errors import SettingsError
 
-SEEDS = 2**32 - 1  # the largest that every generator takes
+SEEDS = 2**32 - 2  # with one more for a second split, the largest that every generator takes
 
 
 def option(
@@ -18,8 +18,8 @@ def option(
     help: str,
     choices: tuple[str, ...] = (),
     metavar: str | None = None,
-    minimum: int | None = None,
-    maximum: int | None = None,
+    minimum: float | None = None,
+    maximum: float | None = None,
 ) -> Any:
     """A dataclass field that also describes a command-line option."""
     described = {"help": help, "choices": choices, "metavar": metavar}
@@ -134,5 +134,5 @@ class ScratchSettings(_Checked):
 
     epochs: int = option(15, "Epochs of the CNN from scratch.", minimum=1)
     batch_size: int = option(128, "Batch size of the CNN from scratch.", minimum=1)
-    lr: float = option(1e-3, "Learning rate of the CNN from scratch (Adam).")
+    lr: float = option(1e-3, "Learning rate of the CNN from scratch (Adam).", minimum=1e-9)
     input_size: int = option(224, "Side of its input in pixels.", minimum=4)

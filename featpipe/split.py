@@ -79,17 +79,20 @@ def _given(
 ) -> Split:
     assert table.splits is not None
     parts = {name: rows[table.splits[rows] == name] for name in ("train", "val", "test")}
-    train, val = parts["train"], parts["val"]
+    train, val, test = parts["train"], parts["val"], parts["test"]
     if not len(train):
         raise SplitError("The given split has no training images; use --split random.")
     origin = "as given"
-    if not len(val):
-        train, val = _divide(table, train, groups, settings.val, settings.seed)
-        origin = f"test as given, validation {settings.val:g} of train, seed {settings.seed}"
+    if not len(test) and settings.test:
+        train, test = _divide(table, train, groups, settings.test, settings.seed)
+        origin += f", but test {settings.test:g} of train, seed {settings.seed}"
+    if not len(val) and settings.val:
+        train, val = _divide(table, train, groups, settings.val, settings.seed + 1)
+        origin += f", but validation {settings.val:g} of train, seed {settings.seed}"
     unassigned = len(rows) - sum(map(len, parts.values()))
     if unassigned:
         origin += f"; {unassigned} images without a split are left out"
-    return Split(train, val, parts["test"], origin)
+    return Split(train, val, test, origin)
 
 
 def _groups(table: ImageTable, group: str) -> np.ndarray | None:

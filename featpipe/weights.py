@@ -105,9 +105,12 @@ def listing(names: tuple[str, ...] | list[str], most: int = 6) -> str:
     return ", ".join(names[:most]) + rest
 
 
-def digest_weights(tensors: Mapping[str, Tensor]) -> str:
-    """128-bit BLAKE2b digest, as hex, of tensors with their names, types and shapes."""
-    digest = hashlib.blake2b(digest_size=16)
+def digest_weights(tensors: Mapping[str, Tensor], structure: str = "") -> str:
+    """128-bit BLAKE2b digest, as hex, of tensors with their names, types and shapes.
+
+    `structure` describes the network where its name alone does not.
+    """
+    digest = hashlib.blake2b(structure.encode(), digest_size=16)
     for name, value in sorted(tensors.items()):
         if name.endswith("num_batches_tracked"):
             continue  # counts training steps; no feature depends on it

@@ -17,6 +17,7 @@ from featpipe.errors import (
     CacheIncompleteError,
     DiskSpaceError,
     FeatureValueError,
+    ImagesChangedError,
     LayerError,
     SpecMismatchError,
 )
@@ -314,3 +315,59 @@ def test_blocks_cover_every_row_once(tmp_path: Path) -> None:
         blocks = list(cache.blocks(size=4))
     assert [start for start, _ in blocks] == [0, 4, 8]
     assert np.concatenate([rows for _, rows in blocks])[:, 0].tolist() == list(range(11))
+
+
+def test_entirely_other_images_are_refused(tmp_path: Path) -> None:
+    make(tmp_path / "f.h5", [1, 2, 3]).close()
+    with pytest.raises(ImagesChangedError, match="none of which is among these 2"):
+        builder(tmp_path / "f.h5", [7, 8])
+    assert not (tmp_path / "f.h5.parts").exists()
+    builder(tmp_path / "f.h5", [7, 8], overwrite=True).close()
+    assert len(FeatureCache.open(tmp_path / "f.h5")) == 3
+
+
+def test_an_interrupted_overwrite_goes_on_with_the_same_command(tmp_path: Path) -> None:
+    make(tmp_path / "f.h5", list(range(8))).close()
+    new = spec(precision="bfloat16")
+    build = builder(tmp_path / "f.h5", list(range(8)), new, overwrite=True)
+    compute(build, most=4)
+    build.flush()
+    build.close()
+    build = builder(tmp_path / "f.h5", list(range(8)), new, overwrite=True)
+    assert build.pending == 4
+    compute(build)
+    with build.finish({}) as cache:
+        assert cache.spec == new
+        assert cache.features()[:, 0].tolist() == list(range(8))
+
+
+def test_rows_that_failed_once_do_not_displace_others(tmp_path: Path) -> None:
+    # Parts over the same stretch of the work list, with different rows in them.
+    build = builder(tmp_path / "f.h5", [10, 11, 12], batch_size=1)
+    for items in build.batches():
+        rows = np.full((1, 3), 10 + items[0], np.float32)
+        lost = LoadedImage(None, Status.UNREADABLE, "busy")
+        image = LoadedImage(None) if items == [1] else lost
+        build.write(Batch(items, [image], {"a": rows}))
+    build.flush()
+    build.close()
+    build = builder(tmp_path / "f.h5", [10, 11, 12], batch_size=1)
+    assert list(build.batches()) == [[0], [2]]
+    compute(build)
+    with build.finish({}) as cache:
+        assert cache.features()[:, 0].tolist() == [10, 11, 12]
+
+
+def test_a_full_disk_is_an_error_and_what_was_saved_stays(tmp_path: Path) -> None:
+    resource = pytest.importorskip("resource")
+    build = builder(tmp_path / "f.h5", list(range(600)))
+    compute(build, most=256)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1024, limits[1]))
+    try:
+        with pytest.raises(OSError, match="too large"):
+            compute(build)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    build.close()
+    assert builder(tmp_path / "f.h5", list(range(600))).pending == 600 - 256

@@ -17,6 +17,7 @@ from click.testing import CliRunner, Result
 from PIL import Image
 
 from featpipe.cli import cli
+from featpipe.cli._output import print_table
 
 DATA = Path(__file__).parents[1] / "data"
 SHAPES = str(DATA / "shapes")
@@ -377,3 +378,22 @@ def test_compare_writes_its_routes_as_csv_and_json(tmp_path: Path) -> None:
     assert {route["route"] for route in document["routes"]} == wanted
     assert all(name in result.stdout for name in wanted)
     assert "random weights" in result.stderr
+
+
+def test_class_names_are_never_markup_and_tables_are_never_cut(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    names = ["[/x]", "[red]", ":cat:", "a class name that is longer than a narrow terminal is wide"]
+    print_table(names, [names, names])
+    printed = capsys.readouterr().out
+    assert all(printed.count(name) == 3 for name in names)
+
+
+def test_predict_gives_a_reason_for_each_file_it_cannot_use(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "empty.jpg").touch()
+    good = next(Path(SHAPES).rglob("*.jpg"))
+    result = invoke("predict", run.classifier, tmp_path / "empty.jpg", good, "--json")
+    first, second = json.loads(result.stdout)["predictions"]
+    assert first["label"] is None
+    assert first["reason"] == "the file is empty"
+    assert second["label"] in ("circle", "square", "triangle")

@@ -14,9 +14,10 @@ import torch
 
 from featpipe.backbones import load_backbone
 from featpipe.cache import FeatureCache
-from featpipe.decode import decode
+from featpipe.decode import Preprocessing, decode
 from featpipe.errors import DecodeError
-from featpipe.extract import extract_features
+from featpipe.extract import digest_bytes, extract_features, load_image, prepare
+from featpipe.images import open_images
 from featpipe.settings import ExtractSettings
 from featpipe.table import Status
 
@@ -155,6 +156,31 @@ def test_a_changed_image_is_computed_again_and_no_other(shapes: Path, tmp_path: 
         np.testing.assert_array_equal(features[0], features[1])
     with extract_features(folder, "pixels", tmp_path / "fresh.h5") as fresh:
         np.testing.assert_array_equal(features, fresh.features())
+
+
+def test_a_file_that_changes_while_it_is_extracted_is_not_used(shapes: Path) -> None:
+    source = open_images(shapes)
+    plain = Preprocessing((8, 8), (8, 8))
+    right = digest_bytes(source.read(0))
+    assert load_image(source, 0, plain, right).status == Status.OK
+    changed = load_image(source, 1, plain, right)
+    assert changed.status == Status.UNREADABLE
+    assert changed.pixels is None
+
+
+def test_the_users_own_code_is_part_of_the_spec(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    digests = []
+    for pool in ("Avg", "Max"):
+        (tmp_path / f"net_{pool}.py").write_text(
+            f"from torch import nn\ndef make():\n    return nn.Sequential(nn.{pool}Pool2d(4))\n"
+        )
+        spec = prepare(f"python:net_{pool}:make", ExtractSettings(input_size=8)).spec
+        digests.append(spec.weights_digests)
+    assert digests[0] != digests[1]
 
 
 KILLED = """

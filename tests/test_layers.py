@@ -1,5 +1,7 @@
 """Layers: names, shapes, cuts."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -130,3 +132,32 @@ def test_pooling_averages_over_space_wherever_the_channels_are(
 def test_an_input_size_the_network_cannot_take_is_an_error() -> None:
     with pytest.raises(BackboneError, match="--input-size"):
         load_backbone("vit_b_16", "random", input_size=64).layers()
+
+
+def test_a_network_cut_by_hooks_runs_in_several_threads() -> None:
+    cut = open_layers(Untraceable(), torch.zeros(2, 3, 16, 16)).cut(["act"])
+    batches = [torch.rand(2, 3, 16, 16) for _ in range(60)]
+
+    def run(images: Tensor) -> Tensor:
+        with torch.inference_mode():
+            return cut(images)[0]
+
+    with ThreadPoolExecutor(4) as pool:
+        together = list(pool.map(run, batches))
+    assert all(torch.equal(run(one), found) for one, found in zip(batches, together, strict=True))
+
+
+class SequenceFirst(nn.Module):
+    """Has a node whose first axis is not the batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 4, 4, stride=4)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.stem(images).flatten(2).permute(2, 0, 1).mean(0)
+
+
+def test_only_nodes_with_a_batch_axis_are_layers() -> None:
+    layers = open_layers(SequenceFirst(), torch.zeros(2, 3, 16, 16))
+    assert layers.shapes == {"stem": (4, 4, 4), "flatten": (4, 16), "mean": (4,)}

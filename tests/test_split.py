@@ -236,3 +236,15 @@ def test_slides_named_in_ids_stay_on_one_side() -> None:
     assert sum(map(len, slides)) == len(set.union(*slides)) == 12
     for rows in found.parts().values():
         assert classes_of(table, rows) == {"Parasitized", "Uninfected"}
+
+
+def test_test_rows_are_taken_from_train_where_the_given_split_has_none() -> None:
+    ids = [str(number) for number in range(40)]
+    table = make_table(ids, ["a", "b"] * 20, ["train"] * 30 + ["val"] * 10)
+    split = split_rows(table, TrainSettings(test=0.2), np.ones(40, bool))
+    assert {name: len(rows) for name, rows in split.parts().items()} == {
+        "train": 24,
+        "val": 10,
+        "test": 6,
+    }
+    assert "test 0.2 of train" in split.origin

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from featpipe.decode import Preprocessing
-from featpipe.errors import BackboneError, LayerError, WeightsError
+from featpipe.errors import BackboneError, FeatpipeError, LayerError, WeightsError
 from featpipe.layers import HookedLayers, TracedLayers, needed_tensors, open_layers
 from featpipe.registry import load_plugin, plugin_names
 from featpipe.weights import Loaded, listing
@@ -61,13 +61,15 @@ class Backbone:
 
     def layers(self) -> TracedLayers | HookedLayers:
         """Its named layers, for its input size."""
-        sample = torch.zeros(1, 3, *self.preprocessing.crop)
         try:
-            return open_layers(self.model, sample)
-        except (RuntimeError, AssertionError, ValueError) as error:
+            return open_layers(self.model, torch.zeros(2, 3, *self.preprocessing.crop))
+        except FeatpipeError:
+            raise
+        except Exception as error:  # the user's own network may raise anything
+            reason = (str(error) or type(error).__name__).splitlines()[0]
             raise BackboneError(
                 f"{self.title} does not run on inputs of {self.preprocessing.crop[0]} x "
-                f"{self.preprocessing.crop[1]} pixels: {str(error).splitlines()[0]} "
+                f"{self.preprocessing.crop[1]} pixels: {reason}. "
                 "Try another --input-size."
             ) from error
 
@@ -159,8 +161,10 @@ def choose_pool(pool: str, layer_was_named: bool, shape: tuple[int, ...]) -> str
     The default layer is averaged over space, so that it is a vector of modest length; a layer
     that was asked for by name is kept whole.
     """
+    if len(shape) == 1:
+        return "flatten"  # a vector already; every pooling leaves it as it is
     if pool != "auto":
         if pool in ("avg", "max") and len(shape) > 3:
             raise LayerError(f"A layer of shape {shape} cannot be pooled by {pool}; use flatten.")
         return pool
-    return "flatten" if layer_was_named or len(shape) == 1 else "avg"
+    return "flatten" if layer_was_named else "avg"

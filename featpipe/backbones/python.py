@@ -25,21 +25,24 @@ def load(name: str, weights: str, seed: int) -> Backbone:
     command runs in can be imported from.
     """
     module_name, colon, factory_name = name.partition(":")
-    if not colon:
+    if not (colon and module_name and factory_name) or module_name.startswith("."):
         raise BackboneError(f"Write python:package.module:factory, not python:{name}.")
     if os.getcwd() not in sys.path and "" not in sys.path:
         sys.path.insert(0, os.getcwd())
     try:
         factory = getattr(importlib.import_module(module_name), factory_name)
-    except (ImportError, AttributeError) as error:
-        raise BackboneError(f"{name} cannot be imported: {error}.") from error
+    except Exception as error:  # importing runs the user's code
+        raise BackboneError(
+            f"{name} cannot be imported: {type(error).__name__}: {error}."
+        ) from error
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         try:
             made = factory()
         except Exception as error:
             raise BackboneError(f"{name}() failed: {type(error).__name__}: {error}") from error
-    model, preprocessing = made if isinstance(made, tuple) else (made, Preprocessing())
+    pair = made if isinstance(made, tuple) and len(made) == 2 else (made, Preprocessing())
+    model, preprocessing = pair
     if not isinstance(model, nn.Module) or not isinstance(preprocessing, Preprocessing):
         raise BackboneError(
             f"{name}() returned {type(model).__name__}; it must return a torch nn.Module, or a "

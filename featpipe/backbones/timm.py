@@ -1,6 +1,8 @@
 """Models of the timm library, by its own names (the ``timm`` extra)."""
 
+import contextlib
 import math
+import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -40,7 +42,8 @@ def load(name: str, weights: str, seed: int) -> Backbone:
         loaded = apply_state_dict(model, state, weights)
     elif weights == "DEFAULT":
         try:
-            model = timm.create_model(name, pretrained=True)
+            with contextlib.redirect_stdout(sys.stderr):
+                model = timm.create_model(name, pretrained=True)
         except Exception as error:  # the hub client has many ways to fail
             raise WeightsError(
                 f"timm could not fetch the weights of {name}: {error}.\n"

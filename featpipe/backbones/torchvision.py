@@ -1,5 +1,7 @@
 """Every torchvision classification model, by its own name."""
 
+import contextlib
+import sys
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
@@ -76,7 +78,8 @@ def _download(name: str, weights: Any) -> nn.Module:
     file = Path(urlparse(weights.url).path).name
     folder = Path(torch.hub.get_dir(), "checkpoints")
     try:
-        model: nn.Module = models.get_model(name, weights=weights)
+        with contextlib.redirect_stdout(sys.stderr):  # torch announces downloads on stdout
+            model: nn.Module = models.get_model(name, weights=weights)
     except Exception as error:  # urllib, ssl, the disk, a wrong hash: all end the same way
         raise WeightsError(
             f"The weights of {name} ({weights.name}) could not be downloaded: {error}.\n"

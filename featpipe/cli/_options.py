@@ -47,7 +47,8 @@ def settings_options(
             elif meta["choices"]:
                 keywords["type"] = click.Choice(meta["choices"])
             elif meta["minimum"] is not None:
-                keywords["type"] = click.IntRange(meta["minimum"], meta["maximum"])
+                limits = click.FloatRange if annotation is float else click.IntRange
+                keywords["type"] = limits(meta["minimum"], meta["maximum"])
             else:
                 keywords["type"] = annotation
             if annotation is not bool:

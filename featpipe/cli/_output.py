@@ -11,6 +11,7 @@ import click
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 Report = Callable[[int, int], None]
 EVERY = 5.0  # seconds between lines where there is no terminal
@@ -32,14 +33,11 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], left: int
     """A table on stdout; all but the first `left` columns are set to the right."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     for number, name in enumerate(columns):
-        table.add_column(name, justify="left" if number < left else "right", no_wrap=True)
+        table.add_column(Text(name), justify="left" if number < left else "right", no_wrap=True)
     for row in rows:
-        # Text from the user is never markup.
-        table.add_row(*[value.replace("[", r"\[") for value in row])
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console.width = 10_000
-    console.print(table)
+        table.add_row(*map(Text, row))  # text from the user is never markup
+    # A line too long for the terminal is wrapped by it; figures are never cut.
+    Console(highlight=False, width=10_000).print(table)
 
 
 @contextmanager

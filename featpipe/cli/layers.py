@@ -8,7 +8,9 @@ from featpipe.cli._options import json_option
 @click.command("layers")
 @click.argument("backbone")
 @click.option("--weights", help="As in BACKBONE@WEIGHTS; none are needed to list the layers.")
-@click.option("--input-size", type=int, help="Side of the square input, in pixels.")
+@click.option(
+    "--input-size", type=click.IntRange(min=1), help="Side of the square input, in pixels."
+)
 @json_option
 def command(backbone: str, weights: str | None, input_size: int | None, as_json: bool) -> None:
     """List the layers of BACKBONE with the shape of what each gives for one image."""

@@ -23,7 +23,7 @@ from featpipe.settings import ExtractSettings
     show_default=True,
     help="Labels an image, the likeliest first.",
 )
-@click.option("--grid", metavar="PNG", help="Draw the first pictures with their labels.")
+@click.option("--grid", metavar="PNG", help="Draw pictures from all over IMAGES with their labels.")
 @click.option(
     "--grid-size",
     type=click.IntRange(min=1),
@@ -55,16 +55,15 @@ def command(
     from featpipe.images import open_several
     from featpipe.report.plots import plot_grid
 
+    for file in filter(None, (out, grid)):
+        if not Path(file).parent.is_dir():
+            raise click.BadParameter(f"there is no folder {Path(file).parent} for {file}.")
     loaded = Classifier.load(classifier)
     source = open_several(images)
     predictions = []
     with progress(quiet) as reporter:
         for prediction in loaded.predict(source, settings, on_progress=reporter("predict")):
             predictions.append(prediction)
-    if grid:
-        title = "random weights: nothing was learnt" if loaded.spec.random_weights else ""
-        plot_grid(predictions[:grid_size], loaded.classes, source, grid, title=title)
-        note(f"{min(grid_size, len(predictions))} pictures in {grid}")
     rows = [_row(prediction, loaded.classes, top) for prediction in predictions]
     document = {
         "classifier": classifier,
@@ -78,6 +77,12 @@ def command(
         print_json(document)
     else:
         _write_csv(rows, out, min(top, len(loaded.classes)))
+    if grid:
+        usable = [prediction for prediction in predictions if prediction.proba is not None]
+        shown = usable[:: max(1, len(usable) // grid_size)][:grid_size]
+        title = "random weights: nothing was learnt" if loaded.spec.random_weights else ""
+        plot_grid(shown, loaded.classes, source, grid, title=title)
+        note(f"{len(shown)} of {len(usable)} pictures in {grid}")
     failed = sum(row["label"] is None for row in rows)
     if failed:
         note(f"{failed} of {len(rows)} images could not be used; the column reason says why.", True)

@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 
 from featpipe.engines import Batch, Batches, Forward, Load, LoadedImage
+from featpipe.errors import LayerError
 
 AHEAD = 2  # batches being decoded while every lane is busy; bounds the memory
 
@@ -49,4 +50,7 @@ def _compute(items: list[int], loading: list[Future[LoadedImage]], forward: Forw
     features = forward(
         np.stack([zeros if image.pixels is None else image.pixels for image in images])
     )
+    wrong = {name: len(rows) for name, rows in features.items() if len(rows) != len(items)}
+    if wrong:
+        raise LayerError(f"{len(items)} images gave {wrong} rows; the layer mixes images.")
     return Batch(items, [replace(image, pixels=None) for image in images], features)

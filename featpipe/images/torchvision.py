@@ -1,7 +1,9 @@
 """torchvision's built-in image classification data sets: ``torchvision:CIFAR10``."""
 
+import contextlib
 import inspect
 import os
+import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,7 @@ from featpipe.errors import ImagesError
 from featpipe.images import ImageSource
 from featpipe.registry import no_such
 from featpipe.settings import ImageSettings
-from featpipe.table import make_table
+from featpipe.table import canonical_split, make_table
 
 
 def accepts(location: str) -> bool:
@@ -37,7 +39,7 @@ def open(name: str, settings: ImageSettings) -> ImageSource:
     for split, data in parts:
         ids += [f"{split or 'all'}/{row:07d}" for row in range(len(data))]
         labels += _labels(data)
-        splits += [split] * len(data)
+        splits += [canonical_split(split.removesuffix("val") or split) or ""] * len(data)
 
     lock = threading.Lock()
 
@@ -59,8 +61,16 @@ def _splits(kind: type) -> list[str]:
         return ["train", "test"]
     if "split" in parameters:
         documented = kind.__doc__ or ""
-        given = [name for name in ("train", "val", "test") if f'"{name}"' in documented]
-        return given or ["train", "test"]
+        names = ["train", "val", "valid", "test"]
+        if '"trainval"' in documented and '"train"' not in documented:
+            names[0] = "trainval"
+        given = [name for name in names if f'"{name}"' in documented]
+        if not given:
+            raise ImagesError(
+                f"torchvision's {kind.__name__} does not say which splits it has; save it as a "
+                "folder of images."
+            )
+        return given
     return [""]
 
 
@@ -77,7 +87,8 @@ def _build(kind: type, split: str, root: str | None) -> Any:
     elif split:
         keywords["split"] = split
     try:
-        return kind(**keywords)
+        with contextlib.redirect_stdout(sys.stderr):
+            return kind(**keywords)
     except Exception as error:  # each data set fails in its own way
         raise ImagesError(
             f"torchvision's {kind.__name__} ({split or 'all'}) cannot be opened: {error}. "
