@@ -175,7 +175,7 @@ def _divide_groups(
     folds = min(20, number, int(np.unique(labels, return_counts=True)[1].min()))
     if folds < 2:
         raise SplitError(
-            f"{number} groups cannot be divided without tearing it apart; use --group none, or "
+            f"{number} groups cannot be divided without tearing one apart; use --group none, or "
             "give groups that are smaller."
         )
     _, codes = np.unique(groups.astype(str), return_inverse=True)
