@@ -108,8 +108,8 @@ class CacheBuilder:
             return None
         old = self._stack.enter_context(FeatureCache.open(self.path))
         self._refuse_other_spec(old.spec, str(self.path))
-        shared = np.isin(digest_keys(self._digests), digest_keys(old.digests))
-        if not shared.any():
+        read = self._digests[self._status == Status.OK]  # images that cannot be read share nothing
+        if not np.isin(digest_keys(read), digest_keys(old.digests)).any():
             raise ImagesChangedError(
                 f"{self.path} holds the features of {len(old)} images, none of which is among "
                 f"these {len(self.table)}. Extract to another --out, or pass --overwrite."

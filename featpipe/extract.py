@@ -109,10 +109,11 @@ def extract_features(
     finally:
         builder.close()
     if settings.on_error == "raise":  # rows that an earlier run has recorded count as well
-        with contextlib.ExitStack() as stack:
-            stack.callback(cache.close)
+        try:
             _raise_first(source, cache.status, cache.reasons, np.arange(len(source)))
-            stack.pop_all()
+        except DecodeError:
+            cache.close()
+            raise
     _report(cache)
     return cache
 

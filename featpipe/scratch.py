@@ -1,6 +1,5 @@
 """The opponent: a small CNN trained from pixels."""
 
-import logging
 import tempfile
 import time
 from collections.abc import Callable
@@ -21,8 +20,6 @@ from featpipe.metrics import score
 from featpipe.settings import ScratchSettings, TrainSettings
 from featpipe.split import Split
 from featpipe.train import Result
-
-log = logging.getLogger(__name__)
 
 
 class TwoLayerCNN(nn.Module):

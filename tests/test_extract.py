@@ -15,7 +15,7 @@ import torch
 from featpipe.backbones import load_backbone
 from featpipe.cache import FeatureCache
 from featpipe.decode import Preprocessing, decode
-from featpipe.errors import DecodeError
+from featpipe.errors import DecodeError, ImagesChangedError
 from featpipe.extract import digest_bytes, extract_features, load_image, prepare
 from featpipe.images import open_images
 from featpipe.settings import ExtractSettings
@@ -137,6 +137,21 @@ def test_a_dangling_link_is_a_missing_image(shapes: Path, tmp_path: Path) -> Non
     with extract_features(folder, "pixels", tmp_path / "f.h5") as cache:
         row = cache.table.ids.tolist().index("gone.jpg")
         assert cache.status[row] == Status.MISSING
+        assert cache.ok.sum() == 12
+
+
+def test_images_that_have_all_gone_away_do_not_empty_the_cache(
+    shapes: Path, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(shapes / "circle", tmp_path / "c")
+    (folder / "gone.jpg").symlink_to(tmp_path / "nowhere.jpg")
+    extract_features(folder, "pixels", tmp_path / "f.h5").close()
+    for file in folder.iterdir():  # the disk they lie on is no longer there
+        file.unlink()
+        file.symlink_to(tmp_path / "nowhere.jpg")
+    with pytest.raises(ImagesChangedError):
+        extract_features(folder, "pixels", tmp_path / "f.h5")
+    with FeatureCache.open(tmp_path / "f.h5") as cache:
         assert cache.ok.sum() == 12
 
 

@@ -1,6 +1,5 @@
 """Curves and grids as PNG files, drawn without a display."""
 
-import logging
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,7 +13,6 @@ from featpipe.errors import DecodeError
 from featpipe.images import ImageSource
 
 TRAIN, VAL = "#1f77b4", "#d95f02"
-log = logging.getLogger(__name__)
 
 
 def plot_curves(curves: Epochs, path: str | Path, title: str = "") -> None:
