@@ -217,7 +217,7 @@ def test_a_group_expression_that_gives_no_groups_is_refused(group: str, message:
 
 
 def test_rows_of_one_group_alone_cannot_be_divided() -> None:
-    with pytest.raises(SplitError, match="without tearing it apart"):
+    with pytest.raises(SplitError, match="without tearing one apart"):
         split(table_of(list("ab") * 10, groups=["same"] * 20))
 
 
