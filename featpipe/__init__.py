@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from featpipe.images import open_images
     from featpipe.settings import ExtractSettings, ImageSettings, ScratchSettings, TrainSettings
     from featpipe.train import train_head
+    from featpipe.verification import verify
 
 _HOMES = {
     "Classifier": "classifier",
@@ -41,6 +42,7 @@ _HOMES = {
     "load_backbone": "backbones",
     "open_images": "images",
     "train_head": "train",
+    "verify": "verification",
 }
 
 __all__ = [
@@ -57,6 +59,7 @@ __all__ = [
     "load_backbone",
     "open_images",
     "train_head",
+    "verify",
 ]
 
 

@@ -1,26 +1,40 @@
 """The feature cache: reading finished files. `docs/cache-format.md` describes them.
 
-This module, `featpipe.cache_parts` and `featpipe.cache_assemble` are the only ones that know
-HDF5.
+This module, `featpipe.cache_layout`, `featpipe.cache_parts` and `featpipe.cache_assemble` are
+the only ones that know HDF5.
 """
 
 import json
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import h5py
 import numpy as np
 
-from featpipe.errors import CacheDamagedError, CacheError, LayerError
+from featpipe.cache_layout import FEATURES, open_file, read_attribute, read_columns
+from featpipe.cache_rows import Bytes, Damage, LayerReader
+from featpipe.checksums import ALGORITHM, DIGEST_BYTES
+from featpipe.errors import (
+    CacheDamagedError,
+    CacheError,
+    LayerError,
+    MissingExtraError,
+)
 from featpipe.registry import no_such
 from featpipe.spec import Spec
-from featpipe.table import ImageTable, Status, text_column
+from featpipe.table import UNLABELLED, ImageTable, Status, text_column
+
+if TYPE_CHECKING:
+    import pandas
+
+    from featpipe.cache_torch import FeatureDataset
 
 FORMAT = "featpipe-features"
 FORMAT_VERSION = 1
-TEXT = h5py.string_dtype("utf-8")
+TABLE = ("ids", "labels", "classes", "splits", "groups")  # of no consequence to the features
+MENDABLE = {*TABLE, "reasons", "@conditions"}
 
 
 class FeatureCache:
@@ -42,28 +56,48 @@ class FeatureCache:
     reasons : object array of str, shape (n,)
         Why a row has no features; empty where it has.
     digests : uint8 array, shape (n, 16)
-        BLAKE2b-128 of each image's bytes; zeros where they could not be read.
+        XXH3-128 of each image's bytes; zeros where they could not be read.
+    damaged : dict
+        What of the table was damaged, with the reason; only after `salvage`.
     """
 
-    def __init__(self, path: Path, file: h5py.File) -> None:
+    def __init__(self, path: Path, file: h5py.File, salvaging: bool = False) -> None:
         self.path, self._file = path, file
         try:
-            self._read_table()
-        except (KeyError, ValueError, TypeError, AttributeError, OSError) as error:
+            self._read(salvaging)
+        except (CacheError, MemoryError):
+            raise
+        except Exception as error:  # nobody knows all that a strange file can lead to
             raise CacheDamagedError(f"{path} is not a complete feature cache: {error}") from error
 
     @classmethod
     def open(cls, path: str | Path) -> "FeatureCache":
         """Open a finished cache for reading.
 
+        Everything but the features is read and checked at once; features are when they are
+        read.
+
         Raises
         ------
         CacheError
             If there is no such file.
         CacheDamagedError
-            If it is not a feature cache, or one that contradicts itself.
+            If it is not a feature cache, leads out of its own file, or does not match its
+            checksums.
         """
-        path = Path(path)
+        return cls._open(Path(path), salvaging=False)
+
+    @classmethod
+    def salvage(cls, path: str | Path) -> "FeatureCache":
+        """Open a cache whose table may be damaged, as long as its features can be told apart.
+
+        Columns that are damaged are made up (ids from row numbers) or left out, and named in
+        `damaged`.
+        """
+        return cls._open(Path(path), salvaging=True)
+
+    @classmethod
+    def _open(cls, path: Path, salvaging: bool) -> "FeatureCache":
         if not path.is_file():
             parts = parts_folder(path)
             hint = (
@@ -72,45 +106,73 @@ class FeatureCache:
                 else ""
             )
             raise CacheError(f"There is no feature cache {path}.{hint}")
+        file = open_file(path)
         try:
-            file = h5py.File(path, "r")
-        except OSError as error:
-            raise CacheDamagedError(f"{path} is not an HDF5 file, or damaged: {error}") from error
-        try:
-            return cls(path, file)
+            return cls(path, file, salvaging)
         except BaseException:
             file.close()
             raise
 
-    def _read_table(self) -> None:
+    def _read(self, salvaging: bool) -> None:
         file = self._file
-        if file.attrs.get("format") != FORMAT:
+        if "format" not in file.attrs or read_attribute(file, "format") != FORMAT:
             raise CacheDamagedError(f"{self.path} is an HDF5 file, but not featpipe's.")
-        version = int(file.attrs["format_version"])
+        version = int(read_attribute(file, "format_version"))
         if version > FORMAT_VERSION:
             raise CacheDamagedError(
                 f"{self.path} has format version {version}; this featpipe reads up to "
                 f"{FORMAT_VERSION}. Install a newer featpipe."
             )
-        self.spec = Spec.from_dict(json.loads(file.attrs["spec"]))
-        self.conditions: dict[str, Any] = json.loads(file.attrs["conditions"])
-        ids = read_text(file["ids"])
-        self.table = ImageTable(
-            ids,
-            file["labels"][:] if "labels" in file else None,
-            tuple(read_text(file["classes"])) if "classes" in file else (),
-            read_text(file["splits"]) if "splits" in file else None,
-            read_text(file["groups"]) if "groups" in file else None,
-        )
-        self.status: np.ndarray = file["status"][:]
-        self.reasons = read_text(file["reasons"])
-        self.digests: np.ndarray = file["digests"][:]
-        lengths = {name: len(data) for name, data in file["features"].items()}
-        lengths |= {name: len(file[name]) for name in ("status", "reasons", "digests")}
-        wrong = {name: length for name, length in lengths.items() if length != len(ids)}
-        if wrong or set(file["features"]) != set(self.spec.layers):
+        if (algorithm := read_attribute(file, "digest_algorithm")) != ALGORITHM:
             raise CacheDamagedError(
-                f"{self.path} contradicts itself: {len(ids)} ids, {wrong or 'layers'} differ."
+                f"{self.path} has digests by {algorithm}, not by {ALGORITHM}. Extract again with "
+                "--overwrite."
+            )
+        columns, wrong = read_columns(file)
+        sums = {name for name in wrong if "/" in name}
+        if set(wrong) - sums and not (salvaging and set(wrong) - sums <= MENDABLE):
+            shown = "; ".join(f"{name} {why}" for name, why in sorted(wrong.items()))
+            raise CacheDamagedError(
+                f"{self.path} is damaged: {shown}. "
+                + (
+                    "Which row is which image cannot be told any more: pass --overwrite."
+                    if set(wrong) - sums - MENDABLE
+                    else "Its features may be whole: the extract that made it mends the table."
+                )
+            )
+        self.damaged = wrong
+        self.status: np.ndarray = columns["status"]
+        self.digests: np.ndarray = columns["digests"]
+        rows = len(self.status)
+        self.reasons = columns.get("reasons", text_column([""] * rows))
+        self.spec = Spec.from_dict(_read_json(read_attribute(file, "spec")))
+        self.conditions: dict[str, Any] = (
+            {} if "@conditions" in wrong else _read_json(read_attribute(file, "conditions"))
+        )
+        self._content = Bytes(file)
+        self._layers = {
+            name: LayerReader.of(file, name, columns, self._content) for name in file[FEATURES]
+        }
+        odd = _odd_columns(columns, "classes" not in wrong)
+        odd += [
+            name
+            for name, reader in self._layers.items()
+            if len(reader) != rows or reader.data.dtype != self.spec.dtype
+        ]
+        if odd or set(self._layers) != set(self.spec.layers):
+            raise CacheDamagedError(
+                f"{self.path} contradicts itself: {', '.join(odd) or 'its layers'} cannot be right "
+                f"for {rows} rows."
+            )
+        if wrong.keys() & TABLE:
+            self.table = ImageTable(text_column(str(row) for row in range(rows)))
+        else:
+            self.table = ImageTable(
+                columns["ids"],
+                columns.get("labels"),
+                tuple(columns.get("classes", ())),
+                columns.get("splits"),
+                columns.get("groups"),
             )
 
     def __len__(self) -> int:
@@ -130,11 +192,17 @@ class FeatureCache:
     def close(self) -> None:
         """Close the file; nothing can be read afterwards."""
         self._file.close()
+        self._content.close()
+
+    @property
+    def identity(self) -> tuple[int, ...]:
+        """What tells this very file from one that has taken its name since."""
+        return self._content.identity
 
     @property
     def layers(self) -> dict[str, tuple[int, ...]]:
         """Layer name to the shape of one row."""
-        return {name: self._file["features"][name].shape[1:] for name in self.spec.layers}
+        return {name: self._layers[name].data.shape[1:] for name in self.spec.layers}
 
     @property
     def ok(self) -> np.ndarray:
@@ -144,7 +212,7 @@ class FeatureCache:
 
     def status_counts(self) -> dict[str, int]:
         """Rows of each status, by its name in lower case."""
-        names = {int(status): status.name.lower().replace("_", " ") for status in Status}
+        names = {int(status): status.title for status in Status}
         values, counts = np.unique(self.status, return_counts=True)
         return {
             names.get(int(value), f"status {value}"): int(count)
@@ -173,26 +241,35 @@ class FeatureCache:
         return name
 
     def features(self, layer: str | None = None, rows: np.ndarray | None = None) -> np.ndarray:
-        """Features of one layer, as stored; rows without features are NaN.
+        """Features of one layer, as stored and checked; rows without features are NaN.
 
         Parameters
         ----------
         layer : str
             May be left out if there is only one.
-        rows : int array
-            Row numbers in any order; all rows if left out.
+        rows : int or bool array
+            Row numbers in any order, or a mask; all rows if left out.
 
         Returns
         -------
         float16 or float32 array, shape (rows, ...)
+
+        Raises
+        ------
+        CacheDamagedError
+            If a row does not match its checksum.
         """
-        data = self._file["features"][self.layer(layer)]
-        try:
-            if rows is None:
-                return data[:]  # type: ignore[no-any-return]
-            return read_rows(data, np.asarray(rows))
-        except OSError as error:
-            raise CacheDamagedError(f"{self.path}: {data.name} is damaged: {error}") from error
+        reader = self._layers[self.layer(layer)]
+        if rows is None:
+            return reader.read()
+        rows = np.asarray(rows)
+        if rows.dtype == bool:
+            if rows.shape != (len(self),):
+                raise IndexError(f"a mask of shape {rows.shape} for {len(self)} rows")
+            rows = np.flatnonzero(rows)
+        if len(rows) and not (rows.min() >= 0 and rows.max() < len(self)):
+            raise IndexError(f"rows from {rows.min()} to {rows.max()} of {len(self)}")
+        return reader.read(rows.astype(np.int64))
 
     def blocks(
         self, layer: str | None = None, size: int = 4096
@@ -201,33 +278,103 @@ class FeatureCache:
         for start in range(0, len(self), size):
             yield start, self.features(layer, np.arange(start, min(start + size, len(self))))
 
+    def inspect(self, layer: str | None = None) -> Damage:
+        """What is wrong with a layer; reads all of it, as featpipe and as other readers do."""
+        return self._layers[self.layer(layer)].inspect()
+
+    def to_dataframe(self) -> "pandas.DataFrame":
+        """The table: id, label, split and group where there are, status, reason, digest.
+
+        Raises
+        ------
+        MissingExtraError
+            Without pandas.
+        """
+        try:
+            import pandas
+        except ImportError as error:
+            raise MissingExtraError(
+                "A DataFrame needs pandas: pip install 'featpipe[pandas]'."
+            ) from error
+        return pandas.DataFrame(self.columns())
+
+    def columns(self) -> dict[str, list[str]]:
+        """The table as columns of text, in the order in which they are exported."""
+        table = self.table
+        found: dict[str, list[str]] = {"id": table.ids.tolist()}
+        if table.labels is not None:
+            found["label"] = [table.classes[code] if code >= 0 else "" for code in table.labels]
+        if table.splits is not None:
+            found["split"] = table.splits.tolist()
+        if table.groups is not None:
+            found["group"] = table.groups.tolist()
+        names = {int(status): status.title for status in Status}
+        found["status"] = [names.get(int(value), f"status {value}") for value in self.status]
+        found["reason"] = self.reasons.tolist()
+        found["digest"] = [digest.tobytes().hex() for digest in self.digests]
+        return found
+
+    def dataset(self, layer: str | None = None, rows: np.ndarray | None = None) -> "FeatureDataset":
+        """A torch ``Dataset`` of ``(features, label)``, for loaders with or without workers.
+
+        Parameters
+        ----------
+        layer : str
+            May be left out if there is only one.
+        rows : int or bool array
+            Which rows, in which order; all that have features if left out.
+        """
+        from featpipe.cache_torch import FeatureDataset
+
+        chosen = self.ok if rows is None else np.asarray(rows)
+        return FeatureDataset(
+            FeatureCache.open,
+            self.path,
+            self.identity,
+            self.layer(layer),
+            np.flatnonzero(chosen) if chosen.dtype == bool else chosen,
+            self.table.labels,
+        )
+
+
+def _read_json(text: str) -> dict[str, Any]:
+    def refuse(constant: str) -> None:
+        raise ValueError(f"{constant} in its JSON")
+
+    values = json.loads(text, parse_constant=refuse)
+    if not isinstance(values, dict):
+        raise ValueError(f"{text[:40]} in place of a JSON object")
+    return values
+
+
+def _odd_columns(columns: dict[str, np.ndarray], classes_known: bool) -> list[str]:
+    """Columns with another type or length than they must have, or values that mean nothing."""
+    rows, classes = len(columns["status"]), columns.get("classes", text_column([]))
+    right: dict[str, tuple[type, tuple[int, ...]]] = {
+        "status": (np.uint8, (rows,)),
+        "digests": (np.uint8, (rows, DIGEST_BYTES)),
+        "labels": (np.int64, (rows,)),
+        "classes": (np.object_, classes.shape),
+        **dict.fromkeys(("ids", "reasons", "splits", "groups"), (np.object_, (rows,))),
+    }
+    odd = {
+        name
+        for name, (kind, shape) in right.items()
+        if name in columns and (columns[name].dtype != kind or columns[name].shape != shape)
+    }
+    means: dict[str, tuple[int, int]] = {"status": (0, max(Status))}
+    if classes_known:
+        means["labels"] = (UNLABELLED, len(classes) - 1)
+    odd |= {
+        name
+        for name, (least, most) in means.items()
+        if name in columns and ((columns[name] < least) | (columns[name] > most)).any()
+    }
+    if len(set(classes.tolist())) != len(classes):
+        odd.add("classes")
+    return sorted(odd)
+
 
 def parts_folder(path: Path) -> Path:
     """The folder in which a cache is being built."""
     return path.with_name(path.name + ".parts")
-
-
-def read_text(data: h5py.Dataset) -> np.ndarray:
-    """A text dataset as an object array of str; bytes that are not UTF-8 survive."""
-    return text_column(value.decode("utf-8", "surrogateescape") for value in data[:])
-
-
-def read_rows(data: h5py.Dataset, rows: np.ndarray) -> np.ndarray:
-    """Rows of a dataset in any order, read in ascending runs; HDF5's own lists are slow.
-
-    (h5py issue 2536: hundreds of thousands of fancy indices take an hour.)
-    """
-    result = np.empty((len(rows), *data.shape[1:]), data.dtype)
-    order = np.argsort(rows, kind="stable")
-    wanted = rows[order]
-    span = max(1, (data.chunks or (256,))[0])
-    start = 0
-    while start < len(wanted):
-        # All rows that lie in the same chunk, or follow without a gap, are one read.
-        gaps = np.flatnonzero(np.diff(wanted[start:]) > span)
-        stop = start + (int(gaps[0]) + 1 if len(gaps) else len(wanted) - start)
-        stop = start + int(np.searchsorted(wanted[start:stop], wanted[start] + 64 * span))
-        first, last = int(wanted[start]), int(wanted[stop - 1]) + 1
-        result[order[start:stop]] = data[first:last][wanted[start:stop] - first]
-        start = stop
-    return result

@@ -8,29 +8,35 @@ row is computed in the same company however often the run was interrupted.
 
 import json
 import logging
+import os
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from filelock import FileLock, Timeout
 
 from featpipe.cache import FORMAT_VERSION, FeatureCache, parts_folder
 from featpipe.cache_assemble import Assembly
-from featpipe.cache_parts import SETTLED, Part, digest_keys
-from featpipe.durable import placing, put
-from featpipe.engines import Batch
-from featpipe.errors import (
-    CacheDamagedError,
-    CacheError,
-    DiskSpaceError,
-    FeatureValueError,
-    ImagesChangedError,
-    SpecMismatchError,
+from featpipe.cache_parts import Part
+from featpipe.cache_stock import (
+    SETTLED,
+    Origin,
+    Stock,
+    digest_keys,
+    open_old,
+    open_other,
+    read_begun,
+    read_parts,
+    read_work,
+    refuse_other_images,
+    refuse_other_spec,
 )
+from featpipe.durable import clear, exclusive, placing, put
+from featpipe.engines import Batch
+from featpipe.errors import CacheDamagedError, CacheError, DiskSpaceError, FeatureValueError
 from featpipe.layers import Shape
 from featpipe.spec import Spec
 from featpipe.table import ImageTable, Status, text_column
@@ -43,6 +49,9 @@ log = logging.getLogger(__name__)
 class CacheBuilder:
     """Collects computed rows on disk until no row is missing.
 
+    Made first, so that whatever forbids writing is known at once; `take` then gives it the
+    images.
+
     Parameters
     ----------
     path : Path
@@ -50,26 +59,21 @@ class CacheBuilder:
     spec : Spec
     shapes : dict
         Layer name to the shape of one row.
-    table : ImageTable
-    digests : uint8 array, shape (n, 16)
-        Of each row's image; zeros where it could not be read.
-    status, reasons : arrays, shape (n,)
-        What reading each image gave.
     batch_size : int
         Kept as it was begun when a run is resumed.
     overwrite : bool
         Use nothing of what is there.
+    reuse : sequence of Path
+        Other caches to take rows from.
+    begun : float
+        From when (of `time.perf_counter`) seconds are counted; now if left out.
 
     Raises
     ------
     SpecMismatchError
         If what is there was made with other settings.
     CacheError
-        If another process is writing to the same file.
-    DiskSpaceError
-        If the features would not fit.
-    ImagesChangedError
-        If the file there holds features of entirely other images.
+        If another process is writing to the same file, or the folder cannot be written to.
     """
 
     def __init__(
@@ -77,145 +81,144 @@ class CacheBuilder:
         path: Path,
         spec: Spec,
         shapes: dict[str, Shape],
-        table: ImageTable,
-        digests: np.ndarray,
-        status: np.ndarray,
-        reasons: np.ndarray,
         batch_size: int,
         overwrite: bool = False,
+        reuse: Sequence[Path] = (),
+        begun: float | None = None,
     ) -> None:
-        self.path, self.spec, self.shapes, self.table = path, spec, shapes, table
-        self._digests = digests.copy()
-        self._status, self._reasons = status.copy(), reasons.copy()
+        self.path, self.spec, self.shapes = path, spec, shapes
         self.folder = parts_folder(path)
         self._stack = ExitStack()
         self._buffer: list[Batch] = []
-        self._since = time.perf_counter()
+        self._since = time.perf_counter() if begun is None else begun
+        if os.path.isdir(path):  # which, unlike Path's, is never an error
+            raise CacheError(f"{path} is a folder; --out names a file.")
+        self._stack.enter_context(exclusive(self.folder, path))
+        self._stack.callback(self._clear)
         try:
-            self._lock()
-            self._old = self._open_old(overwrite)
+            self._old = None if overwrite else open_old(path, spec)
+            self._others = [open_other(file, spec) for file in reuse]
+            for cache in [*self._others, *([self._old] if self._old else [])]:
+                self._stack.callback(cache.close)
             self.batch_size = self._open_build(batch_size, overwrite)
-            self._index()
-            self._check_space()
         except BaseException:
             self.close()
             raise
 
-    # ---- what is there -------------------------------------------------------------------
-
-    def _open_old(self, overwrite: bool) -> FeatureCache | None:
-        if overwrite or not self.path.exists():
-            return None
-        old = self._stack.enter_context(FeatureCache.open(self.path))
-        self._refuse_other_spec(old.spec, str(self.path))
-        read = self._digests[self._status == Status.OK]  # images that cannot be read share nothing
-        if not np.isin(digest_keys(read), digest_keys(old.digests)).any():
-            raise ImagesChangedError(
-                f"{self.path} holds the features of {len(old)} images, none of which is among "
-                f"these {len(self.table)}. Extract to another --out, or pass --overwrite."
-            )
-        return old
-
-    def _refuse_other_spec(self, found: Spec, where: str) -> None:
-        differences = found.differences(self.spec)
-        if differences:
-            raise SpecMismatchError(
-                f"{where} was extracted with different settings:\n  "
-                + "\n  ".join(differences)
-                + "\nExtract to another --out, or pass --overwrite."
-            )
-
-    def _lock(self) -> None:
-        if self.path.is_dir():
-            raise CacheError(f"{self.path} is a folder; --out names a file.")
-        file = self.folder / "lock"
-        while True:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            lock = FileLock(file)
-            try:
-                lock.acquire(timeout=0)
-            except Timeout:
-                raise CacheError(f"Another process is extracting to {self.path}.") from None
-            if file.exists():  # else the one who held it has just finished and cleared up
-                break
-            lock.release()
-        self._stack.callback(self._unlock, lock)
-
-    def _unlock(self, lock: FileLock) -> None:
-        if not (self.folder / "build.json").exists():  # refused, or finished: nothing is to be kept
-            shutil.rmtree(self.folder, ignore_errors=True)
-        lock.release()
+    def _clear(self) -> None:
+        # Refused, finished, or nothing computed yet: nothing is to be kept.
+        if not (self.folder / "build.json").exists() or not any(self.folder.glob("part-*.h5")):
+            clear(self.folder)
 
     def _open_build(self, batch_size: int, overwrite: bool) -> int:
         """Go on with what was begun; an overwriting run goes on only with its own kind."""
-        state = self.folder / "build.json"
+        for file in self.folder.glob(".*.tmp"):  # a killed run's; it may be large
+            file.unlink()
+        begun = None
+        if any(self.folder.glob("part-*.h5")):  # else it was killed before anything was computed
+            try:
+                begun = read_begun(self.folder)
+            except CacheDamagedError:
+                if not overwrite:
+                    raise
+        foreign = begun is not None and overwrite
+        if begun is not None and overwrite and begun.overwrite:
+            foreign = bool(begun.spec.differences(self.spec))
+        if begun is not None and not foreign:
+            refuse_other_spec(begun.spec, self.spec, f"An unfinished {self.path}")
+            return begun.batch_size
+        for file in self.folder.iterdir():
+            if file.name != "lock":
+                file.unlink()
         mine = {
             "format_version": FORMAT_VERSION,
             "spec": self.spec.to_dict(),
             "batch_size": batch_size,
             "overwrite": overwrite,
         }
-        try:
-            begun = json.loads(state.read_text(encoding="utf-8")) if state.exists() else None
-            spec = Spec.from_dict(begun["spec"]) if begun else self.spec
-            begun_size = int(begun["batch_size"]) if begun else batch_size
-        except (ValueError, KeyError, TypeError) as error:
-            if not overwrite:
-                raise CacheDamagedError(
-                    f"{state} is damaged ({error}). Pass --overwrite to start anew."
-                ) from error
-            begun = None
-        foreign = overwrite and not (begun and begun.get("overwrite"))
-        if begun is None or foreign or (overwrite and spec.differences(self.spec)):
-            for file in self.folder.iterdir():
-                if file.name != "lock":
-                    file.unlink()
-            put(state, json.dumps(mine, indent=1).encode())
-            return batch_size
-        self._refuse_other_spec(spec, f"An unfinished {self.path}")
-        return begun_size
+        put(self.folder / "build.json", json.dumps(mine, indent=1).encode())
+        return batch_size
+
+    def take(
+        self, table: ImageTable, digests: np.ndarray, status: np.ndarray, reasons: np.ndarray
+    ) -> None:
+        """Say which images there are, and find out which of them are still to be computed.
+
+        Parameters
+        ----------
+        table : ImageTable
+        digests : uint8 array, shape (n, 16)
+            Of each row's image; zeros where it could not be read.
+        status, reasons : arrays, shape (n,)
+            What reading each image gave.
+
+        Raises
+        ------
+        ImagesChangedError
+            If the file there holds features of entirely other images.
+        DiskSpaceError
+            If the features would not fit.
+        """
+        columns: list[Any] = [table.ids, table.classes, table.splits, table.groups]
+        for text in (text for column in columns if column is not None for text in column):
+            if "\0" in text:
+                raise CacheError(f"{text!r} has a NUL in it, which HDF5 cannot hold.")
+        self.table = table
+        self._digests, self._status, self._reasons = digests.copy(), status.copy(), reasons.copy()
+        if self._old is not None:
+            refuse_other_images(self._old, digests, status == Status.OK)
+        self._index()
+        self._check_space()
 
     def _index(self) -> None:
-        """Find each row's features: in the old file, in a part, or still to be computed."""
-        work_file = self.folder / "work.bin"
-        stored = work_file.read_bytes() if work_file.exists() else b""
-        work = np.frombuffer(stored, np.uint8).reshape(-1, 16)
-        done = np.zeros(len(work), bool)
-        self._parts: list[Part] = []
-        for path in sorted(self.folder.glob("part-*.h5")):
-            try:
-                part = Part.read(path)
-            except CacheDamagedError as error:
-                log.warning("%s It is computed again.", error)
-                path.unlink()
-                continue
-            self._parts.append(part)
-            done[part.items[part.settled]] = True
-
-        wanted = np.unique(digest_keys(self._digests[self._status == Status.OK]))
-        known = digest_keys(work[done])
+        """Find each row's features: in some file, or still to be computed."""
+        work = read_work(self.folder)
+        self._parts, damaged = read_parts(self.folder)
+        for error in damaged:
+            log.warning("%s It is computed again.", error)
+        for path in set(self.folder.glob("part-*.h5")) - {part.path for part in self._parts}:
+            path.unlink()
+        layers = list(self.shapes)
+        self._elsewhere = [
+            Origin.of_cache(other, map(other.inspect, layers)) for other in self._others
+        ]
+        self._damaged = False
         if self._old is not None:
-            settled = np.isin(self._old.status, SETTLED)
-            known = np.concatenate([known, digest_keys(self._old.digests[settled])])
-        missing = wanted[~np.isin(wanted, known)]
-        # New images join the work list in the order of their first row, on a fresh batch.
+            damage = [self._old.inspect(layer) for layer in layers]
+            origin = Origin.of_cache(self._old, damage)
+            lost = int((self._old.ok & ~origin.usable).sum())
+            self._damaged = any(len(found.rows) or found.outside for found in damage)
+            if self._damaged:
+                log.warning(
+                    "%s is damaged and written anew; %d rows do not match their checksums and are "
+                    "computed again.",
+                    self.path,
+                    lost,
+                )
+            self._elsewhere.insert(0, origin)
+        keys = digest_keys(self._digests)
+        wanted = np.unique(keys[self._status == Status.OK])
+        missing = wanted[~self._stock().has(wanted)]
+        # New images join the work list in the order of their first row, on a fresh batch. Every
+        # batch is full: a network's last digits may depend on how many images it is given.
         fresh = missing[~np.isin(missing, digest_keys(work))]
-        own, first = np.unique(digest_keys(self._digests), return_index=True)
+        own, first = np.unique(keys, return_index=True)
         added = self._digests[np.sort(first[np.searchsorted(own, fresh)])]
         if len(added):
-            gap = -len(work) % self.batch_size
-            work = np.concatenate([work, np.zeros((gap, 16), np.uint8), added])
-            done = np.concatenate([done, np.zeros(gap + len(added), bool)])
-            put(work_file, work.tobytes())
+            before, after = -len(work) % self.batch_size, -len(added) % self.batch_size
+            gaps = np.zeros((before, 16), np.uint8), np.zeros((after, 16), np.uint8)
+            work = np.concatenate([work, gaps[0], added, gaps[1]])
+            put(self.folder / "work.bin", work.tobytes())
         self.work = work
-        needed = np.isin(digest_keys(work), missing) & ~done
+        needed = np.isin(digest_keys(work), missing)
         size = self.batch_size
         starts = np.unique(np.flatnonzero(needed) // size) * size
         self._batches = [list(range(start, min(start + size, len(work)))) for start in starts]
         self.pending = int(needed.sum())
-        self.reused = int((self._status == Status.OK).sum()) - int(
-            np.isin(digest_keys(self._digests), missing).sum()
-        )
+        self.reused = int((self._status == Status.OK).sum() - np.isin(keys, missing).sum())
+
+    def _stock(self) -> Stock:
+        return Stock([*map(Origin.of_part, self._parts), *self._elsewhere])
 
     def _check_space(self) -> None:
         if not self.changed:
@@ -237,6 +240,8 @@ class CacheBuilder:
         old = self._old
         return not (
             old is not None
+            and not old.damaged
+            and not self._damaged
             and np.array_equal(old.digests, self._digests)
             and np.array_equal(old.table.ids, self.table.ids)
             and old.table.classes == self.table.classes
@@ -249,11 +254,7 @@ class CacheBuilder:
     @property
     def saved(self) -> int:
         """Computed rows that are durable in parts."""
-        return sum(int(part.settled.sum()) for part in self._parts)
-
-    def start_clock(self, begun: float) -> None:
-        """Count seconds from `begun` (of `time.perf_counter`), so that set-up is included."""
-        self._since = begun
+        return sum(int(np.isin(part.status, SETTLED).sum()) for part in self._parts)
 
     # ---- computing -----------------------------------------------------------------------
 
@@ -295,7 +296,8 @@ class CacheBuilder:
         seconds = now - self._since
         number = 1 + max((part.number for part in self._parts), default=0)
         path = self.folder / f"part-{number:06d}-{items[0]:012d}-{items[-1]:012d}.h5"
-        self._parts.append(Part.write(path, items, status, reasons, features, seconds))
+        digests = self.work[items]
+        self._parts.append(Part.write(path, items, digests, status, reasons, features, seconds))
         self._since = now
         self._buffer = []
 
@@ -337,16 +339,29 @@ class CacheBuilder:
         if self.changed or self.pending:
             before = self._old.conditions.get("seconds", 0.0) if self._old is not None else 0.0
             begun = self._since - before - sum(part.seconds for part in self._parts)
+            stock = self._stock()
+            self._note_unread(stock)
             assembly = Assembly(
                 self.path, self.spec, self.shapes, self.table, self._digests, self._status,
-                self._reasons, self.work, self._parts, self._old,
+                self._reasons, stock,
             )  # fmt: skip
             # What a killed run leaves of the temporary file goes with the parts.
             with placing(self.path, self.folder) as temporary:
                 assembly.write(temporary, conditions, begun)
-        (self.folder / "build.json").unlink()
+        (self.folder / "build.json").unlink(missing_ok=True)
         self.close()
         return FeatureCache.open(self.path)
+
+    def _note_unread(self, stock: Stock) -> None:
+        """An image that went away between the scan and its turn has no features."""
+        keys = digest_keys(self._digests)
+        for part in self._parts:
+            theirs = digest_keys(part.digests)
+            lost = ~np.isin(part.status, SETTLED) & part.digests.any(axis=1)
+            for at in np.flatnonzero(lost & ~stock.has(theirs)):
+                rows = keys == theirs[at]
+                self._status[rows], self._reasons[rows] = part.status[at], part.reasons[at]
+                self._digests[rows] = 0
 
     def close(self) -> None:
         """Let go of the lock and the old file; what is durable stays."""

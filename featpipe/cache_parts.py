@@ -1,22 +1,16 @@
 """The immutable part files that a cache is built from."""
 
 import io
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import h5py
 import numpy as np
 
-from featpipe.cache import TEXT, read_rows, read_text
+from featpipe.cache_layout import FEATURES, LIBVER, open_file, read_columns, write_columns
+from featpipe.cache_rows import Bytes, LayerReader, LayerWriter
 from featpipe.durable import placing
 from featpipe.errors import CacheDamagedError
-from featpipe.layers import Shape
-from featpipe.table import Status, text_column
-
-CHUNK_BYTES = 1 << 20
-SETTLED = (Status.OK, Status.UNDECODABLE, Status.NOT_FINITE)  # decided by the bytes alone
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,6 +22,8 @@ class Part:
     path : Path
     items : int array
         Positions in the work list.
+    digests : uint8 array, shape (items, 16)
+        What the work list has there: which images these are depends on no other file.
     status, reasons : arrays
         Of each item.
     seconds : float
@@ -36,6 +32,7 @@ class Part:
 
     path: Path
     items: np.ndarray
+    digests: np.ndarray
     status: np.ndarray
     reasons: np.ndarray
     seconds: float
@@ -45,28 +42,37 @@ class Part:
         """Its place in the order in which parts were made; no two have the same."""
         return int(self.path.name.split("-")[1])
 
-    @property
-    def settled(self) -> np.ndarray:
-        """Boolean array: which items need no further try."""
-        return np.isin(self.status, SETTLED)
-
     @classmethod
     def read(cls, path: Path) -> "Part":
-        """Open a part; its features are read when they are asked for."""
-        try:
-            with h5py.File(path, "r") as file:
+        """Open a part and check all of it; its features are read when they are asked for.
+
+        Raises
+        ------
+        CacheDamagedError
+            If anything in it does not match its checksum.
+        """
+        with open_file(path) as file:
+            try:
+                columns, wrong = read_columns(file)
+                for layer in file[FEATURES]:
+                    damage = LayerReader.of(file, layer, columns, Bytes(file)).inspect()
+                    if len(damage.rows) or damage.outside:
+                        wrong[layer] = "does not match its checksums"
+                if wrong:
+                    raise CacheDamagedError(", ".join(f"{k} {v}" for k, v in wrong.items()))
                 return cls(
-                    path, file["items"][:], file["status"][:], read_text(file["reasons"]),
-                    float(file.attrs["seconds"]),
+                    path, columns["items"], columns["digests"], columns["status"],
+                    columns["reasons"], float(file.attrs["seconds"]),
                 )  # fmt: skip
-        except (OSError, KeyError) as error:
-            raise CacheDamagedError(f"{path} is damaged: {error}") from error
+            except Exception as error:  # nobody knows all that a strange file can lead to
+                raise CacheDamagedError(f"{path} is damaged: {error}.") from error
 
     @classmethod
     def write(
         cls,
         path: Path,
         items: np.ndarray,
+        digests: np.ndarray,
         status: np.ndarray,
         reasons: np.ndarray,
         features: dict[str, np.ndarray],
@@ -75,57 +81,21 @@ class Part:
         """Make a part; when this returns, it is on the disk and has been read back."""
         # Built in memory, so that a full disk is Python's error and not one within HDF5.
         content = io.BytesIO()
-        with h5py.File(content, "w") as file:
+        with h5py.File(content, "w", libver=LIBVER) as file:
             file.attrs["seconds"] = seconds
-            file["items"] = items
-            file["status"] = status
-            create_text(file, "reasons", reasons)
             for layer, rows in features.items():
-                create_features(file, layer, rows.shape, rows.dtype)[:] = rows
+                writer = LayerWriter(file, layer, rows.shape, rows.dtype)
+                writer.write(rows)
+                writer.close()
+            columns = {"items": items, "digests": digests, "status": status, "reasons": reasons}
+            write_columns(file, columns)
         with placing(path) as temporary:
             temporary.write_bytes(content.getbuffer())
-            with h5py.File(temporary, "r") as file:
-                for layer, rows in features.items():
-                    if not np.array_equal(file["features"][layer][:], rows, equal_nan=True):
-                        raise CacheDamagedError(f"{path} reads back otherwise than written.")
-        return cls(path, items, status, reasons, seconds)
+            cls.read(temporary)
+        return cls(path, items, digests, status, reasons, seconds)
 
     def features(self, layer: str, rows: np.ndarray) -> np.ndarray:
-        """Features of one layer, of rows of this part.
-
-        Raises
-        ------
-        CacheDamagedError
-            If a checksum is wrong; the part is taken away, so that it is computed again.
-        """
-        try:
-            with h5py.File(self.path, "r") as file:
-                return read_rows(file["features"][layer], rows)
-        except OSError as error:
-            self.path.unlink(missing_ok=True)
-            raise CacheDamagedError(
-                f"{self.path} was damaged ({error}) and has been taken away. Run the same extract "
-                "again: it computes only those rows."
-            ) from error
-
-
-def create_features(
-    file: h5py.File, layer: str, shape: Shape, dtype: np.dtype[Any]
-) -> h5py.Dataset:
-    """An empty dataset for features, in checksummed chunks of about 1 MiB of whole rows."""
-    row = int(np.prod(shape[1:])) * dtype.itemsize
-    chunk = max(1, min(shape[0], CHUNK_BYTES // max(row, 1)))
-    return file.require_group("features").create_dataset(
-        layer, shape, dtype, chunks=(chunk, *shape[1:]), fletcher32=True
-    )
-
-
-def create_text(file: h5py.File, name: str, texts: Iterable[str]) -> None:
-    """A dataset of UTF-8 texts; bytes of file names that are not UTF-8 stay as they are."""
-    encoded = text_column(text.encode("utf-8", "surrogateescape") for text in texts)
-    file.create_dataset(name, data=encoded, dtype=TEXT)
-
-
-def digest_keys(digests: np.ndarray) -> np.ndarray:
-    """Digests, uint8 of shape (n, 16), as one sortable value each."""
-    return np.ascontiguousarray(digests).view("S16").reshape(-1)
+        """Features of one layer, of rows of this part."""
+        with open_file(self.path) as file:
+            columns, _ = read_columns(file)
+            return LayerReader.of(file, layer, columns, Bytes(file)).read(rows)

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Iterator
 from contextlib import closing
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +11,12 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from featpipe.backbones import Backbone, load_backbone
-from featpipe.decode import Preprocessing
+from featpipe.backbones import Backbone
 from featpipe.device import available_cores
 from featpipe.durable import placing
 from featpipe.engines import Batch, LoadedImage
-from featpipe.errors import ClassifierError, WeightsError
-from featpipe.extract import Extractor, Progress, load_image, prepare
+from featpipe.errors import ClassifierError
+from featpipe.extract import Extractor, Progress, load_image, rebuild
 from featpipe.heads import Head, make_head
 from featpipe.images import ImageSource
 from featpipe.registry import load_plugin
@@ -208,21 +207,7 @@ class Classifier:
 
     def _extractor(self, asked: ExtractSettings, backbone: Backbone | None) -> Extractor:
         """The backbone it was trained on, cut at its layer, checked to be the same."""
-        spec = self.spec
-        try:
-            weights = asked.weights or spec.weights
-            loaded = backbone or load_backbone(spec.backbone, weights, spec.seed)
-        except WeightsError as error:
-            raise WeightsError(f"{error} Say where they lie now with --weights PATH.") from error
-        stored = Preprocessing.from_dict(spec.preprocessing)
-        extractor = prepare(
-            replace(loaded, preprocessing=stored),
-            replace(asked, layer=(self.layer,), pool=spec.layers[self.layer], input_size=None),
-        )
-        wanted = {**spec.to_dict(), "layers": {self.layer: spec.layers[self.layer]}}
-        wanted["weights_digests"] = {self.layer: spec.weights_digests[self.layer]}
-        wanted["dtype"] = extractor.spec.dtype  # how features were stored does not matter now
-        differences = Spec.from_dict(wanted).differences(extractor.spec)
+        extractor, differences = rebuild(self.spec, [self.layer], asked, backbone)
         if differences:
             raise ClassifierError(
                 "The classifier was trained on features made otherwise:\n  "

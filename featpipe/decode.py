@@ -7,6 +7,8 @@ no stand-in is ever made up.
 """
 
 import io
+import re
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -18,7 +20,15 @@ from torchvision.transforms import functional as F
 from featpipe.errors import DecodeError
 
 MOST_PIXELS = 178_956_970  # Pillow's own guard against decompression bombs
-DECODER = "pillow: EXIF applied, alpha over white, 16 bit scaled to 8, first frame"
+MOST_SIDE = 1 << 20  # each row costs memory of its own, and no picture is so narrow
+MOST_SCANS = 100  # of a progressive JPEG, as libtiff has it; real ones have ten
+MOST_PARTS = 500  # segments before a JPEG's picture, comments of a plain PPM
+STRIP_PIXELS = 1 << 20  # converted at once
+DECODER = "pillow: alpha over white, 16 bit scaled to 8, first frame"
+# Pillow also knows formats that it hands to other programs, or that no photograph has.
+Image.init()
+_KNOWN = ("JPEG", "PNG", "WEBP", "TIFF", "GIF", "BMP", "DIB", "PPM", "AVIF", "JPEG2000")
+FORMATS = tuple(name for name in _KNOWN if name in Image.OPEN)
 
 
 @dataclass(frozen=True)
@@ -35,6 +45,10 @@ class Preprocessing:
         A torchvision interpolation mode: ``bilinear``, ``bicubic``, ...
     mean, std : three floats
         Of each channel, after scaling to [0, 1].
+    antialias : bool
+        Whether shrinking averages over all pixels; OpenCV's plain resize does not.
+    exif : bool
+        Whether a picture is turned as its EXIF orientation says, as viewers do.
     """
 
     resize: int | tuple[int, int] | None = 256
@@ -42,6 +56,8 @@ class Preprocessing:
     interpolation: str = "bilinear"
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    antialias: bool = True
+    exif: bool = True
 
     def at(self, input_size: int | None) -> "Preprocessing":
         """The same for another input size, in pixels; the resize keeps its proportion."""
@@ -57,9 +73,11 @@ class Preprocessing:
     def describe(self) -> str:
         """One line for people."""
         size = f"{self.resize}" if isinstance(self.resize, int) else f"{self.resize or 'none'}"
+        smooth = "antialias" if self.antialias else "no antialias"
+        turned = "" if self.exif else ", EXIF orientation ignored"
         return (
-            f"resize {size} ({self.interpolation}, antialias), centre crop "
-            f"{self.crop[0]} x {self.crop[1]}, mean {_three(self.mean)}, std {_three(self.std)}"
+            f"resize {size} ({self.interpolation}, {smooth}), centre crop {self.crop[0]} x "
+            f"{self.crop[1]}, mean {_three(self.mean)}, std {_three(self.std)}{turned}"
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -85,17 +103,28 @@ class Preprocessing:
             longer, shorter = max(image.size), min(image.size)
             if isinstance(size, int) and size * size * longer / shorter > MOST_PIXELS:
                 raise DecodeError(f"{image.width} x {image.height} is too narrow to be resized")
-            image = F.resize(image, size, InterpolationMode(self.interpolation))
+            image = self._resized(image, size)
         image = F.center_crop(image, list(self.crop))
         return np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1))
+
+    def _resized(self, image: Image.Image, size: int | list[int]) -> Image.Image:
+        mode = InterpolationMode(self.interpolation)
+        if self.antialias:
+            return F.resize(image, size, mode)  # type: ignore[no-any-return]
+        plain = F.resize(F.pil_to_tensor(image), size, mode, antialias=False)
+        return Image.fromarray(plain.permute(1, 2, 0).numpy())
 
 
 def _three(values: tuple[float, float, float]) -> str:
     return "/".join(f"{value:g}" for value in values)
 
 
-def decode(data: bytes) -> Image.Image:
-    """Decode one image's bytes to an upright RGB picture.
+def decode(data: bytes, exif: bool = True) -> Image.Image:
+    """Decode one image's bytes to an RGB picture, upright if `exif` is to be heeded.
+
+    Beside its own bytes, no more memory is used than some 25 bytes for each of the 178,956,970
+    pixels that a picture may have (4.5 GB; for all but JPEG 2000 and WebP, half of that),
+    whatever the bytes claim. So many pixels take some ten seconds.
 
     Raises
     ------
@@ -105,10 +134,15 @@ def decode(data: bytes) -> Image.Image:
     """
     if not data:
         raise DecodeError("the file is empty")
+    _refuse_slow(data)
     try:
-        with Image.open(io.BytesIO(data)) as opened:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as opened:
+            _refuse_bomb(opened, data)
             opened.load()
-            return _to_rgb(_upright(opened))
+            turn = _turn(opened) if exif else None
+            picture = _to_rgb(opened)
+        del opened  # with whatever its decoder holds
+        return picture if turn is None else picture.transpose(turn)
     except DecodeError:
         raise
     except UnidentifiedImageError:
@@ -117,6 +151,40 @@ def decode(data: bytes) -> Image.Image:
         raise
     except Exception as error:  # Pillow's format readers raise anything at all
         raise DecodeError(f"{type(error).__name__}: {error}") from error
+
+
+def _refuse_slow(data: bytes) -> None:
+    """Refuse headers that keep Pillow busy for minutes, since each part costs all before it."""
+    if data.startswith((b"P1", b"P2", b"P3")) and data.count(b"#") > MOST_PARTS:
+        raise DecodeError(f"more than {MOST_PARTS} comments before or in the picture")
+    if not data.startswith(b"\xff\xd8"):
+        return
+    at = 2
+    for _ in range(MOST_PARTS):
+        at = data.find(b"\xff", at)  # as Pillow, over whatever lies between
+        marker = data[at + 1] if 0 <= at < len(data) - 1 else 0xDA
+        if marker == 0xDA:  # the picture itself
+            return
+        if marker in (0x00, 0xFF):
+            at += 1
+        elif 0xD0 <= marker <= 0xD9:
+            at += 2
+        else:
+            at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+    raise DecodeError(f"more than {MOST_PARTS} segments before the picture")
+
+
+def _refuse_bomb(opened: Image.Image, data: bytes) -> None:
+    """Refuse what would take memory or time beyond all proportion; nothing is decoded yet."""
+    if opened.width * opened.height > MOST_PIXELS:
+        raise DecodeError(f"{opened.width} x {opened.height} is more than {MOST_PIXELS:,} pixels")
+    if max(opened.size) > MOST_SIDE:
+        raise DecodeError(f"{opened.width} x {opened.height} is too narrow for a picture")
+    # A scan that changes nothing is a few bytes, and a pass over all pixels.
+    if "progressive" in opened.info and data.count(b"\xff\xda") > MOST_SCANS:
+        scans = len(re.findall(rb"\xff\xda\0(?:\x08\x01|\x0a\x02|\x0c\x03|\x0e\x04)", data))
+        if scans > MOST_SCANS:
+            raise DecodeError(f"{scans:,} scans are more than the {MOST_SCANS} that are read")
 
 
 _TURNS = {
@@ -130,46 +198,72 @@ _TURNS = {
 }
 
 
-def _upright(image: Image.Image) -> Image.Image:
+def _turn(image: Image.Image) -> Image.Transpose | None:
+    """What makes a picture upright. ImageOps.exif_transpose would also write the EXIF anew."""
     try:
-        turn = _TURNS.get(image.getexif().get(0x0112, 1))
+        return _TURNS.get(image.getexif().get(0x0112, 1))
     except Exception:  # a damaged EXIF block does not make the picture unreadable
-        return image
-    # ImageOps.exif_transpose would also write the EXIF block anew, and fail where it cannot.
-    return image if turn is None else image.transpose(turn)
+        return None
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode == "RGB" and "transparency" not in image.info:
         return image
     if image.mode.startswith("I") or image.mode == "F":
-        samples = np.asarray(image)
-        grey = _eight_bit(samples)
-        clear = image.info.get("transparency")
-        if isinstance(clear, int):
-            grey[samples == clear] = 255
-        return Image.fromarray(grey).convert("RGB")
+        full, clear = _full_scale(image), image.info.get("transparency")
+        return _in_strips(image, lambda strip: _grey(strip, full, clear))
     if "A" in image.mode or "a" in image.mode or "transparency" in image.info:
-        visible = image.convert("RGBA")
-        white = Image.new("RGBA", visible.size, "white")
-        return Image.alpha_composite(white, visible).convert("RGB")
+        return _in_strips(image, _over_white)
     return image.convert("RGB")
 
 
-def _eight_bit(samples: np.ndarray) -> np.ndarray:
-    """Scale wide samples to uint8 by the range their type stands for, never by their own."""
-    low, high = float(np.min(samples)), float(np.max(samples))
+def _strips(image: Image.Image) -> Iterator[tuple[int, Image.Image]]:
+    """A picture's top rows, the next ones, and so on, each with the number of its first row."""
+    rows = max(1, STRIP_PIXELS // image.width)
+    if rows >= image.height:
+        yield 0, image
+        return
+    for top in range(0, image.height, rows):
+        yield top, image.crop((0, top, image.width, min(top + rows, image.height)))
+
+
+def _in_strips(image: Image.Image, convert: Callable[[Image.Image], Image.Image]) -> Image.Image:
+    """Convert strip by strip, since what lies between would take several times the memory."""
+    result = Image.new("RGB", image.size)
+    for top, strip in _strips(image):
+        result.paste(convert(strip), (0, top))
+    return result
+
+
+def _over_white(image: Image.Image) -> Image.Image:
+    visible = image.convert("RGBA")
+    white = Image.new("RGBA", visible.size, "white")
+    return Image.alpha_composite(white, visible).convert("RGB")
+
+
+def _full_scale(image: Image.Image) -> float:
+    """The brightest that wide samples can be, by the range their type stands for."""
+    each = (np.asarray(strip) for _, strip in _strips(image))
+    limits = [(float(samples.min()), float(samples.max())) for samples in each]
+    low, high = float(np.min(limits)), float(np.max(limits))
     if not (np.isfinite(low) and np.isfinite(high) and low >= 0):
         raise DecodeError(f"samples from {low:g} to {high:g} have no known brightness")
-    if samples.dtype.kind == "f" and high <= 1:
-        full = 1.0
-    elif samples.dtype.kind == "f" and high <= 255:
-        full = 255.0
-    elif high <= 65535:
-        full = 65535.0
-    else:
-        raise DecodeError(f"samples up to {high:g} have no known brightness")
-    return np.round(samples.astype(np.float64) * (255 / full)).astype(np.uint8)
+    if image.mode == "F" and high <= 1:
+        return 1.0
+    if image.mode == "F" and high <= 255:
+        return 255.0
+    if high <= 65535:
+        return 65535.0
+    raise DecodeError(f"samples up to {high:g} have no known brightness")
+
+
+def _grey(image: Image.Image, full: float, clear: object) -> Image.Image:
+    """Scale wide samples to 8 bit; those of the colour that stands for clear become white."""
+    samples = np.asarray(image)
+    grey = np.round(samples.astype(np.float64) * (255 / full)).astype(np.uint8)
+    if isinstance(clear, int):
+        grey[samples == clear] = 255
+    return Image.fromarray(grey).convert("RGB")
 
 
 def encode_png(image: np.ndarray | Image.Image) -> bytes:

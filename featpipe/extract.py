@@ -1,12 +1,11 @@
 """Stage one: images to cached features."""
 
 import contextlib
-import hashlib
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -16,10 +15,11 @@ from torch import nn
 from featpipe.backbones import Backbone, choose_pool, load_backbone
 from featpipe.cache import FeatureCache
 from featpipe.cache_build import CacheBuilder
+from featpipe.checksums import digest_bytes
 from featpipe.decode import DECODER, Preprocessing, decode
 from featpipe.device import available_cores, machine_facts
 from featpipe.engines import LoadedImage
-from featpipe.errors import DecodeError, FeatpipeError, LayerError
+from featpipe.errors import DecodeError, FeatpipeError, LayerError, WeightsError
 from featpipe.images import ImageSource, open_images
 from featpipe.layers import Shape, needed_tensors, pooled_shape, structure_of
 from featpipe.registry import load_plugin
@@ -32,7 +32,9 @@ from featpipe.weights import digest_weights
 log = logging.getLogger(__name__)
 
 Progress = Callable[[int, int], None]
-SCAN_AHEAD = 4096  # images whose digests are awaited at once
+SCAN_TASK = 32  # images that one thread digests in a row
+MOST_LETTERS = 160  # of a reason
+SLOW_SECONDS = 3e-4  # an image that takes longer to digest was waited for
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,21 +93,26 @@ def extract_features(
     source = open_images(images, image_settings)
     extractor = prepare(backbone, settings)
     workers = settings.workers or available_cores()
-    digests, status, reasons = scan(source, workers)
-    if settings.on_error == "raise":
-        _raise_first(source, status, reasons, np.arange(len(source)))
     builder = CacheBuilder(
-        Path(out), extractor.spec, extractor.shapes, source.table, digests, status, reasons,
-        extractor.batch_size, settings.overwrite,
+        Path(out), extractor.spec, extractor.shapes, extractor.batch_size, settings.overwrite,
+        [Path(other) for other in settings.reuse], begun,
     )  # fmt: skip
-    builder.start_clock(begun)
-    if builder.reused:
-        log.info("%d of %d rows are already computed.", builder.reused, len(source))
     try:
-        _compute(builder, source, extractor, workers, settings.on_error, on_progress)
-        facts = machine_facts(extractor.forward.device)
-        facts["finished"] = datetime.now(UTC).isoformat(timespec="seconds")
-        cache = builder.finish(facts)
+        digests, status, reasons = scan(source, workers)
+        if settings.on_error == "raise":
+            _raise_first(source, status, reasons, np.arange(len(source)))
+        builder.take(source.table, digests, status, reasons)
+        if builder.reused:
+            log.info("%d of %d rows are already computed.", builder.reused, len(source))
+        with _saying_what_is_saved(builder):
+            _compute(builder, source, extractor, workers, settings.on_error, on_progress)
+            facts = machine_facts(extractor.forward.device)
+            facts["finished"] = datetime.now(UTC).isoformat(timespec="seconds")
+            facts["images"] = {
+                "location": source.location,
+                **asdict(image_settings or ImageSettings()),
+            }
+            cache = builder.finish(facts)
     finally:
         builder.close()
     if settings.on_error == "raise":  # rows that an earlier run has recorded count as well
@@ -166,6 +173,44 @@ def prepare(backbone: str | Backbone, settings: ExtractSettings) -> Extractor:
     return Extractor(loaded, forward, shapes, spec, batch_size)
 
 
+def rebuild(
+    spec: Spec, layers: Sequence[str], settings: ExtractSettings, backbone: Backbone | None = None
+) -> tuple[Extractor, list[str]]:
+    """Make ready what once made features of a Spec, at some of its layers.
+
+    Parameters
+    ----------
+    spec : Spec
+    layers : sequence of str
+    settings : ExtractSettings
+        ``weights`` (where their file lies now), ``device`` and ``batch_size`` are used; the rest
+        is the Spec's.
+    backbone : Backbone
+        The network, if it is loaded already.
+
+    Returns
+    -------
+    Extractor
+    list of str
+        What differs from the Spec, but for how features were stored; empty if nothing does.
+    """
+    try:
+        weights = settings.weights or spec.weights
+        loaded = backbone or load_backbone(spec.backbone, weights, spec.seed)
+    except WeightsError as error:
+        raise WeightsError(f"{error} Say where they lie now with --weights PATH.") from error
+    stored = Preprocessing.from_dict(spec.preprocessing)
+    pools = {spec.layers[name] for name in layers}
+    if len(pools) != 1:
+        raise LayerError(f"{', '.join(layers)} are not pooled alike.")
+    extractor = prepare(
+        replace(loaded, preprocessing=stored),
+        replace(settings, layer=tuple(layers), pool=pools.pop(), input_size=None),
+    )
+    wanted = replace(spec.only(layers), dtype=extractor.spec.dtype)
+    return extractor, wanted.differences(extractor.spec)
+
+
 def _digest(backbone: Backbone, cut: nn.Module) -> str:
     # A name stands for one architecture, but for the user's own, whose code may change.
     structure = structure_of(cut) if backbone.source == "python" else ""
@@ -183,18 +228,13 @@ def load_image(
         data = source.read(row)
         if digest and digest_bytes(data) != digest:
             return LoadedImage(None, Status.UNREADABLE, "changed while it was being extracted")
-        return LoadedImage(preprocessing.pixels(decode(data)))
+        return LoadedImage(preprocessing.pixels(decode(data, preprocessing.exif)))
     except DecodeError as error:
-        return LoadedImage(None, Status.UNDECODABLE, str(error))
+        return LoadedImage(None, Status.UNDECODABLE, _short(str(error)))
     except MemoryError:  # may well succeed another time, so it is no property of the image
         return LoadedImage(None, Status.UNREADABLE, "not enough memory")
     except (OSError, ValueError) as error:
         return LoadedImage(None, *_read_status(error))
-
-
-def digest_bytes(data: bytes) -> bytes:
-    """BLAKE2b-128 of an image's bytes."""
-    return hashlib.blake2b(data, digest_size=16).digest()
 
 
 def scan(source: ImageSource, workers: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -203,7 +243,7 @@ def scan(source: ImageSource, workers: int) -> tuple[np.ndarray, np.ndarray, np.
     Returns
     -------
     digests : uint8 array, shape (n, 16)
-        BLAKE2b-128; zeros where the bytes could not be read.
+        XXH3-128; zeros where the bytes could not be read.
     status : uint8 array, shape (n,)
     reasons : object array of str, shape (n,)
     """
@@ -211,24 +251,41 @@ def scan(source: ImageSource, workers: int) -> tuple[np.ndarray, np.ndarray, np.
     status = np.zeros(len(source), np.uint8)
     reasons = np.full(len(source), "", dtype=object)
 
-    def digest(row: int) -> None:
-        try:
-            data = source.read(row)
-        except (OSError, ValueError) as error:
-            status[row], reasons[row] = _read_status(error)
-            return
-        digests[row] = np.frombuffer(digest_bytes(data), np.uint8)
+    def digest(rows: range) -> None:
+        for row in rows:
+            try:
+                found = source.digest(row)
+            except (OSError, ValueError) as error:
+                status[row], reasons[row] = _read_status(error)
+            else:
+                digests[row] = np.frombuffer(found, np.uint8)
 
+    # Files that are at hand are digested faster than threads take turns at it; those on a slow
+    # or distant disk are waited for together.
+    at_hand, start, size = True, 0, SCAN_TASK
     with ThreadPoolExecutor(workers) as pool:
-        for start in range(0, len(source), SCAN_AHEAD):
-            list(pool.map(digest, range(start, min(start + SCAN_AHEAD, len(source)))))
+        while start < len(source):
+            stop, begun = min(start + size, len(source)), time.perf_counter()
+            if at_hand:
+                digest(range(start, stop))
+            else:
+                tasks = range(start, stop, SCAN_TASK)
+                list(pool.map(digest, (range(at, min(at + SCAN_TASK, stop)) for at in tasks)))
+            each = (time.perf_counter() - begun) / (stop - start)
+            at_hand = each * (1 if at_hand else workers) < SLOW_SECONDS
+            start, size = stop, SCAN_TASK * (16 if at_hand else 4 * workers)
     return digests, status, reasons
 
 
 def _read_status(error: OSError | ValueError) -> tuple[Status, str]:
     if isinstance(error, FileNotFoundError):
         return Status.MISSING, "no such file"
-    return Status.UNREADABLE, getattr(error, "strerror", None) or str(error)
+    return Status.UNREADABLE, _short(getattr(error, "strerror", None) or str(error))
+
+
+def _short(reason: str) -> str:
+    """A reason of at most so many letters: all rows have room for the longest."""
+    return reason if len(reason) <= MOST_LETTERS else f"{reason[: MOST_LETTERS - 3]}..."
 
 
 def _compute(
@@ -273,12 +330,21 @@ def _compute(
             writing.exception()
             with contextlib.suppress(OSError, FeatpipeError):  # the first error is the one to tell
                 builder.flush()
+            raise
+
+
+@contextlib.contextmanager
+def _saying_what_is_saved(builder: CacheBuilder) -> Iterator[None]:
+    try:
+        yield
+    except BaseException:
+        if builder.saved:
             log.warning(
                 "%d computed images are saved in %s; the same command computes only the rest.",
                 builder.saved,
                 builder.folder,
             )
-            raise
+        raise
 
 
 def _raise_first(

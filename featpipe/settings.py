@@ -60,6 +60,7 @@ class ImageSettings(_Checked):
         "[default: the manifest's own folder].",
         metavar="DIR",
     )
+    allow_outside: bool = option(False, "Let manifest paths lead out of the root.")
 
 
 @dataclass(frozen=True)
@@ -98,6 +99,11 @@ class ExtractSettings(_Checked):
         "record",
         "An image that cannot be decoded becomes a row with a reason, or stops the run.",
         ("record", "raise"),
+    )
+    reuse: tuple[str, ...] = option(
+        (),
+        "Another cache to take rows from, made with the same settings; repeatable.",
+        metavar="H5",
     )
     overwrite: bool = option(False, "Start anew, whatever is there.")
 

@@ -1,7 +1,8 @@
 """The Spec: everything that decides a feature's value."""
 
-from dataclasses import asdict, dataclass
-from typing import Any
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any, get_origin
 
 
 @dataclass(frozen=True)
@@ -47,8 +48,31 @@ class Spec:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "Spec":
-        """The inverse of `to_dict`."""
-        return cls(**values)
+        """The inverse of `to_dict`.
+
+        Raises
+        ------
+        TypeError
+            If a value is missing, unknown, or of another type.
+        """
+        spec = cls(**values)
+        for one in fields(cls):
+            value, kind = getattr(spec, one.name), get_origin(one.type) or one.type
+            right = type(value) is kind
+            if right and one.name in ("layers", "weights_digests"):
+                right = all(isinstance(text, str) for text in value.values())
+            if not right:
+                raise TypeError(f"{one.name} of the Spec is {value!r}")
+        return spec
+
+    def only(self, layers: Iterable[str]) -> "Spec":
+        """The Spec of a cache that holds just these of its layers."""
+        names = list(layers)
+        return replace(
+            self,
+            layers={name: self.layers[name] for name in names},
+            weights_digests={name: self.weights_digests[name] for name in names},
+        )
 
     def differences(self, asked: "Spec") -> list[str]:
         """One line for each thing that differs: what this Spec has, what is asked for.
@@ -58,7 +82,7 @@ class Spec:
         """
         mine, theirs = _flat(self._comparable(asked)), _flat(asked._comparable(self))
         return [
-            f"{key}: cached {mine.get(key, 'none')}, requested {theirs.get(key, 'none')}"
+            f"{key}: cached {mine.get(key, 'nothing')}, requested {theirs.get(key, 'nothing')}"
             for key in sorted({*mine, *theirs})
             if mine.get(key) != theirs.get(key)
         ]

@@ -21,6 +21,11 @@ class Status(IntEnum):
     UNDECODABLE = 3  # the bytes are no picture
     NOT_FINITE = 4  # the network gave NaN or infinity
 
+    @property
+    def title(self) -> str:
+        """Its name for people."""
+        return self.name.lower().replace("_", " ")
+
 
 @dataclass(frozen=True, eq=False)
 class ImageTable:

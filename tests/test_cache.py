@@ -8,8 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from featpipe.cache import FeatureCache, read_rows
+from featpipe.cache import FeatureCache
 from featpipe.cache_build import CacheBuilder
+from featpipe.cache_layout import open_file, read_columns, write_columns
+from featpipe.cache_rows import Bytes, LayerReader, LayerWriter
 from featpipe.engines import Batch, LoadedImage
 from featpipe.errors import (
     CacheDamagedError,
@@ -50,10 +52,13 @@ def builder(
     table = table or make_table([f"{row}-{n}.png" for row, n in enumerate(numbers)])
     status, reasons = np.zeros(len(numbers), np.uint8), np.full(len(numbers), "", object)
     shapes = dict.fromkeys(of.layers, (3,))
-    return CacheBuilder(
-        path, of, shapes, table, digests, status, reasons,
-        **{"batch_size": 4, **options},  # type: ignore[arg-type]
-    )  # fmt: skip
+    build = CacheBuilder(path, of, shapes, **{"batch_size": 4, **options})  # type: ignore[arg-type]
+    try:
+        build.take(table, digests, status, reasons)
+    except BaseException:
+        build.close()
+        raise
+    return build
 
 
 def compute(build: CacheBuilder, most: int = 10**6) -> int:
@@ -66,7 +71,7 @@ def compute(build: CacheBuilder, most: int = 10**6) -> int:
         rows = np.repeat(np.array(numbers, np.float32)[:, None], 3, axis=1)
         features = dict.fromkeys(build.shapes, rows)
         build.write(Batch(items, [LoadedImage(None) for _ in items], features))
-        done += len(items)
+        done += int(build.work[items].any(axis=1).sum())  # the others fill up the batch
     return done
 
 
@@ -74,6 +79,14 @@ def make(path: Path, numbers: list[int], **options: object) -> FeatureCache:
     build = builder(path, numbers, **options)  # type: ignore[arg-type]
     compute(build)
     return build.finish({})
+
+
+def begin(path: Path, numbers: list[int], most: int = 1) -> None:
+    """A build that was interrupted after some batches."""
+    build = builder(path, numbers)
+    compute(build, most)
+    build.flush()
+    build.close()
 
 
 def test_three_lines_of_plain_h5py_read_it(tmp_path: Path) -> None:
@@ -149,7 +162,7 @@ def test_rows_are_right_whatever_was_interrupted_and_changed(
     [
         ("weights_digests", {"a": "e" * 32}, "weights digests a"),
         ("layers", {"a": "avg"}, "layers a: cached flatten, requested avg"),
-        ("layers", {"b": "flatten"}, "layers b: cached none, requested flatten"),
+        ("layers", {"b": "flatten"}, "layers b: cached nothing, requested flatten"),
         ("preprocessing", {"resize": 9}, "preprocessing resize: cached 8, requested 9"),
         ("decoder", "other", "decoder"),
         ("precision", "bfloat16", "precision"),
@@ -165,7 +178,7 @@ def test_another_spec_is_refused_and_the_difference_named(
     if finished:
         make(path, [1, 2]).close()
     else:
-        builder(path, [1, 2]).close()
+        begin(path, [1, 2])
     with pytest.raises(SpecMismatchError, match=named) as caught:
         builder(path, [1, 2], spec(**{field: value}))
     assert "--overwrite" in str(caught.value)
@@ -222,8 +235,9 @@ def test_too_little_disk_is_said_beforehand(tmp_path: Path) -> None:
     zeros = np.zeros(1000, np.uint8)
     digests = np.array([digest(i) for i in range(1000)])
     with pytest.raises(DiskSpaceError, match="--dtype float16"):
-        CacheBuilder(tmp_path / "f.h5", SPEC, {"a": (10**12,)}, table, digests, zeros,
-                     np.full(1000, "", object), 4)  # fmt: skip
+        CacheBuilder(tmp_path / "f.h5", SPEC, {"a": (10**12,)}, 4).take(
+            table, digests, zeros, np.full(1000, "", object)
+        )
 
 
 @pytest.mark.parametrize("content", [b"", b"nonsense", b"\x89HDF\r\n\x1a\n" + bytes(100)])
@@ -248,7 +262,7 @@ def test_other_hdf5_files_and_newer_formats_are_refused(tmp_path: Path) -> None:
 def test_a_missing_file_says_whether_an_extraction_lies_there(tmp_path: Path) -> None:
     with pytest.raises(CacheError, match="There is no feature cache"):
         FeatureCache.open(tmp_path / "f.h5")
-    builder(tmp_path / "f.h5", [1]).close()
+    begin(tmp_path / "f.h5", [1])
     with pytest.raises(CacheError, match="run the same extract again"):
         FeatureCache.open(tmp_path / "f.h5")
 
@@ -299,15 +313,29 @@ def test_several_layers_must_be_chosen_from(tmp_path: Path) -> None:
 
 
 @settings(deadline=None, max_examples=60)
-@given(rows=st.lists(st.integers(0, 199), max_size=50), chunk=st.integers(1, 64))
+@given(
+    rows=st.lists(st.integers(0, 199), max_size=50), count=st.integers(1, 200), wide=st.booleans()
+)
 def test_rows_are_read_in_any_order(
-    tmp_path_factory: pytest.TempPathFactory, rows: list[int], chunk: int
+    tmp_path_factory: pytest.TempPathFactory, rows: list[int], count: int, wide: bool
 ) -> None:
-    content = np.arange(400).reshape(200, 2)
-    with h5py.File(tmp_path_factory.mktemp("r") / "x.h5", "w") as file:
-        data = file.create_dataset("x", data=content, chunks=(chunk, 2))
-        wanted = np.array(rows, np.int64)
-        np.testing.assert_array_equal(read_rows(data, wanted), content[wanted])
+    wanted = np.array(rows, np.int64) % count
+    # 40,000 values make several chunks; three make one.
+    content = np.arange(count * (40_000 if wide else 3), dtype=np.float32).reshape(count, -1)
+    path = tmp_path_factory.mktemp("r") / "x.h5"
+    with h5py.File(path, "w") as file:
+        writer = LayerWriter(file, "x", content.shape, content.dtype)
+        writer.write(content)
+        writer.close()
+        write_columns(file, {})
+    with open_file(path) as file:
+        columns, wrong = read_columns(file)
+        assert not wrong
+        reader = LayerReader.of(file, "x", columns, Bytes(file))
+        np.testing.assert_array_equal(reader.read(wanted), content[wanted])
+        np.testing.assert_array_equal(reader.read(), content)
+        assert not len(reader.inspect().rows)
+        assert not reader.inspect().outside
 
 
 def test_blocks_cover_every_row_once(tmp_path: Path) -> None:

@@ -14,9 +14,10 @@ import torch
 
 from featpipe.backbones import load_backbone
 from featpipe.cache import FeatureCache
+from featpipe.checksums import digest_bytes
 from featpipe.decode import Preprocessing, decode
 from featpipe.errors import DecodeError, ImagesChangedError
-from featpipe.extract import digest_bytes, extract_features, load_image, prepare
+from featpipe.extract import extract_features, load_image, prepare
 from featpipe.images import open_images
 from featpipe.settings import ExtractSettings
 from featpipe.table import Status
@@ -128,7 +129,7 @@ def test_what_the_system_will_not_read_is_a_row_with_a_reason(shapes: Path, tmp_
     (tmp_path / "m.csv").write_text("path\na.jpg\nb.jpg\n")
     with extract_features(tmp_path / "m.csv", "pixels", tmp_path / "f.h5") as cache:
         assert cache.status.tolist() == [Status.OK, Status.UNREADABLE]
-        assert "directory" in cache.reasons[1]
+        assert "folder" in cache.reasons[1]
 
 
 def test_a_dangling_link_is_a_missing_image(shapes: Path, tmp_path: Path) -> None:

@@ -16,11 +16,21 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 # Each floor may import from the floors below it, and within a line from those before.
 FLOORS = [
     ["errors", "registry", "settings", "table", "spec", "durable"],
-    ["device", "decode", "weights", "layers", "descent"],
+    ["checksums", "regular", "manifest", "device", "decode", "weights", "layers", "descent"],
     ["images", "backbones", "runtimes", "engines", "heads", "metrics", "split", "perceptron"],
     ["images.*", "backbones.*", "runtimes.*", "engines.*", "heads.*"],
-    ["cache", "cache_parts", "cache_assemble", "cache_build"],
+    [
+        "cache_layout",
+        "cache_rows",
+        "cache_torch",
+        "cache",
+        "cache_parts",
+        "cache_stock",
+        "cache_assemble",
+    ],
+    ["cache_build"],
     ["extract"],
+    ["plan", "verification", "transfer_parquet", "transfer_arrays", "transfer_tables", "transfer"],
     ["classifier"],
     ["train"],
     ["scratch"],
@@ -30,7 +40,10 @@ FLOORS = [
 ]
 # Imported by everyone who needs them: interfaces only, nothing of a plug-in.
 ONLY_IN = {
-    "h5py": {"cache", "cache_parts", "cache_assemble"},
+    "h5py": {"cache", "cache_layout", "cache_rows", "cache_parts", "cache_assemble"},
+    "xxhash": {"checksums"},
+    "pandas": {"cache"},
+    "anndata": {"transfer"},
     "ray": {"engines.ray"},
     "timm": {"backbones.timm"},
     "openvino": {"runtimes.openvino"},

@@ -148,7 +148,7 @@ def test_columns_can_be_named(tmp_path: Path) -> None:
         ("path,split\na.png,train\nb.png,holdout\n", {}, "the split 'holdout' in split"),
         ("path\n", {}, "has no rows"),
         ("", {}, "has no rows"),
-        ('path\n"a.png\n', {}, "not a UTF-8 csv table"),
+        ('path\n"a.png\n', {}, "not a csv table"),
         ("path\nä.png\n".encode("latin-1"), {}, "not a UTF-8 csv table"),
         ("path\nc.png\n", {}, r"looked for c\.png.*--root"),
     ],

@@ -17,6 +17,7 @@ from featpipe.registry import load_plugin, plugin_names
 from featpipe.weights import Loaded, listing
 
 DEFAULT_SOURCE = "torchvision"
+IMPORTED = "import"  # in place of a source: the features were computed elsewhere
 
 
 @dataclass(frozen=True, eq=False)
@@ -135,6 +136,8 @@ def load_backbone(
     ------
     UnknownNameError
         If the source or the model is not known.
+    BackboneError
+        If it stands for features that were imported.
     WeightsError
         If the weights cannot be downloaded or read, or do not fit.
     """
@@ -142,6 +145,12 @@ def load_backbone(
         loaded = backbone
     else:
         source, name, written = parse_backbone(backbone)
+        if source == IMPORTED:
+            raise BackboneError(
+                f"{backbone} stands for features that were imported: the network that computed "
+                "them is not featpipe's to load. Compute the features of new images as theirs were "
+                "computed and import them too; or extract with featpipe, and train on that."
+            )
         if written and weights and written != weights:
             raise WeightsError(f"{backbone} and --weights {weights} disagree; say it once.")
         loaded = load_plugin("backbones", source).load(name, written or weights or "DEFAULT", seed)

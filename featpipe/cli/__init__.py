@@ -33,14 +33,20 @@ class _Commands(click.Group):
         try:
             return super().invoke(ctx)
         except FeatpipeError as error:
-            raise click.ClickException(str(error)) from error
+            raise click.ClickException(_lines(str(error))) from error
         except BrokenPipeError:
             raise
         except OSError as error:
-            raise click.ClickException(_describe(error)) from error
+            raise click.ClickException(_lines(_describe(error))) from error
         except KeyboardInterrupt:
             click.echo("Interrupted.", err=True)
             sys.exit(130)
+
+
+def _lines(message: str) -> str:
+    from featpipe.cli._output import shown
+
+    return "\n".join(map(shown, message.split("\n")))
 
 
 def _describe(error: OSError) -> str:

@@ -1,6 +1,7 @@
 """Printing: results to stdout, everything else to stderr."""
 
 import json
+import re
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -17,25 +18,43 @@ Report = Callable[[int, int], None]
 EVERY = 5.0  # seconds between lines where there is no terminal
 
 _stderr = Console(stderr=True, highlight=False)
+# Control characters, line and paragraph breaks, marks that turn the direction of writing, and
+# bytes that are not UTF-8.
+_STEERING = re.compile("[\0-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def shown(text: str) -> str:
+    """Text on one line of a terminal that no name in it can steer: such letters as escapes."""
+    return _STEERING.sub(lambda found: repr(found[0])[1:-1], text)
+
+
+def say(text: str = "") -> None:
+    """One line for people on stdout."""
+    click.echo(shown(text))
 
 
 def note(text: str, warning: bool = False) -> None:
     """One note on stderr."""
-    _stderr.print(text, style="yellow" if warning else "dim", markup=False, soft_wrap=True)
+    style = "yellow" if warning else "dim"
+    _stderr.print(shown(text), style=style, markup=False, soft_wrap=True)
 
 
 def print_json(document: Any) -> None:
     """One JSON document on stdout; NaN never occurs in it."""
-    click.echo(json.dumps(document, ensure_ascii=False, indent=1, allow_nan=False))
+    unicode = (sys.stdout.encoding or "").lower().startswith("utf")
+    click.echo(json.dumps(document, ensure_ascii=not unicode, indent=1, allow_nan=False))
 
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> None:
     """A table on stdout; all but the first `left` columns are set to the right."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     for number, name in enumerate(columns):
-        table.add_column(Text(name), justify="left" if number < left else "right", no_wrap=True)
+        table.add_column(
+            Text(shown(name)), justify="left" if number < left else "right", no_wrap=True
+        )
     for row in rows:
-        table.add_row(*map(Text, row))  # text from the user is never markup
+        # Text from the user is never markup.
+        table.add_row(*(Text(shown(cell)) for cell in row))
     # A line too long for the terminal is wrapped by it; figures are never cut.
     Console(highlight=False, width=10_000).print(table)
 

@@ -5,11 +5,10 @@ from collections import Counter
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-import click
 import numpy as np
 
 from featpipe.cache import FeatureCache
-from featpipe.cli._output import percent, print_table, seconds
+from featpipe.cli._output import percent, print_table, say, seconds
 from featpipe.compare import Comparison
 
 
@@ -17,7 +16,8 @@ def default_out(images: str, backbone: str) -> Path:
     """A file name for the features of `images` by `backbone`."""
     name = Path(images).resolve().stem if Path(images).exists() else images
     model = backbone.partition("@")[0]
-    return Path(re.sub(r"[^\w.-]+", "-", f"{name}-{model}") + ".h5")
+    # Short enough for names made of it, whatever its letters weigh in bytes.
+    return Path(re.sub(r"[^\w.-]+", "-", f"{name[:50]}-{model}") + ".h5")
 
 
 def describe_cache(cache: FeatureCache) -> dict[str, Any]:
@@ -66,8 +66,8 @@ def print_comparison(comparison: Comparison) -> None:
     print_table([*columns, "parameters trained"], rows)
     counts = ", ".join(f"{len(rows)} {part}" for part, rows in has.items())
     scored = "test" if "test" in has else "validation"
-    click.echo(
+    say(
         f"{comparison.images}: {counts}; split {comparison.split.origin}. The interval is "
-        f"Wilson's, of the {scored} accuracy.\nCold: from image files to scored classifier; warm: "
-        "training and scoring alone."
+        f"Wilson's, of the {scored} accuracy."
     )
+    say("Cold: from image files to scored classifier; warm: training and scoring alone.")

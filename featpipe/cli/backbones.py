@@ -12,7 +12,7 @@ from featpipe.cli._options import json_option
 def command(contains: str | None, source: str | None, as_json: bool) -> None:
     """List the models by source; with CONTAINS, those with it in their name."""
     from featpipe.backbones import DEFAULT_SOURCE, backbone_names
-    from featpipe.cli._output import note, print_json
+    from featpipe.cli._output import note, print_json, say
 
     found = {
         origin: [name for name in names if not contains or contains in name]
@@ -24,5 +24,5 @@ def command(contains: str | None, source: str | None, as_json: bool) -> None:
     for origin, names in found.items():
         prefix = "" if origin in (DEFAULT_SOURCE, *names) else f"{origin}:"
         for name in names:
-            click.echo(prefix + name)
+            say(prefix + name)
     note("The user's own: python:package.module:factory. timm's need the timm extra.")

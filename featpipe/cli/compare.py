@@ -44,7 +44,7 @@ def command(
     """Compare a CNN from scratch, raw pixels, and each backbone with each head on IMAGES."""
     from dataclasses import replace
 
-    from featpipe.cli._output import print_json, progress
+    from featpipe.cli._output import print_json, progress, say
     from featpipe.cli._text import print_comparison
     from featpipe.compare import compare_routes
 
@@ -57,4 +57,4 @@ def command(
         print_json(comparison.to_dict())
     else:
         print_comparison(comparison)
-        click.echo(f"Saved in {out}: compare.csv, compare.json, the feature caches")
+        say(f"Saved in {out}: compare.csv, compare.json, the feature caches")

@@ -14,7 +14,7 @@ from featpipe.cli._options import json_option
 def command(quiet: bool, out: str, as_json: bool) -> None:
     """Show the whole pipeline on handwritten digits, in about a minute, with no data of yours."""
     begun = time.perf_counter()
-    from featpipe.cli._output import print_json, progress
+    from featpipe.cli._output import print_json, progress, say
     from featpipe.cli._text import print_comparison
     from featpipe.demo import run_demo
 
@@ -24,9 +24,10 @@ def command(quiet: bool, out: str, as_json: bool) -> None:
         print_json(comparison.to_dict())
         return
     print_comparison(comparison)
-    click.echo(
-        f"\n{time.perf_counter() - begun:.0f} s in all. In {out}: grid.png (predictions), "
-        "curves.png, compare.csv,\ncompare.json, classifier.safetensors, the features (.h5), "
-        "and the digits as PNGs.\nYour own images, one folder a class:\n"
-        "  featpipe compare PHOTOS --backbone mobilenet_v2"
+    say()
+    say(
+        f"{time.perf_counter() - begun:.0f} s in all. In {out}: grid.png (predictions), curves.png,"
     )
+    say("compare.csv, compare.json, classifier.safetensors, the features (.h5), and the digits as")
+    say("PNGs. Your own images, one folder a class:")
+    say("  featpipe compare PHOTOS --backbone mobilenet_v2")

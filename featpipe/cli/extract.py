@@ -1,5 +1,6 @@
 """``featpipe extract``."""
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -17,21 +18,34 @@ from featpipe.settings import ExtractSettings, ImageSettings
 @click.option("-o", "--out", help="HDF5 file to make [default: IMAGES-BACKBONE.h5, here].")
 @settings_options(ExtractSettings, "settings")
 @settings_options(ImageSettings, "image_settings")
+@click.option("--plan", is_flag=True, help="Say what would be computed, and do nothing.")
 @json_option
 @click.pass_obj
 def command(
-    quiet: bool, /, images: str, backbone: str, out: str | None, as_json: bool, **settings: Any
+    quiet: bool,
+    /,
+    images: str,
+    backbone: str,
+    out: str | None,
+    plan: bool,
+    as_json: bool,
+    **settings: Any,
 ) -> None:
     """Cache the features of IMAGES, resuming an interrupted run.
 
     IMAGES is a folder (photos/CLASS/..., photos/train/CLASS/...), a CSV, TSV or Parquet table,
     or a built-in data set (digits, torchvision:CIFAR10).
     """
-    from featpipe.cli._output import note, print_json, progress
+    from featpipe.cli._output import note, print_json, progress, say
     from featpipe.cli._text import default_out, describe_cache
     from featpipe.extract import extract_features
 
     target = Path(out) if out else default_out(images, backbone)
+    if plan:
+        from featpipe.plan import plan_extraction
+
+        _print_plan(target, plan_extraction(images, backbone, target, **settings), as_json)
+        return
     with progress(quiet) as reporter:
         cache = extract_features(
             images, backbone, target, on_progress=reporter("extract"), **settings
@@ -42,6 +56,26 @@ def command(
         return
     shapes = ", ".join(f"{name} {tuple(shape)}" for name, shape in cache.layers.items())
     usable = int(cache.ok.sum())
-    click.echo(f"{usable} of {len(cache)} images, {shapes}, in {target}")
+    say(f"{usable} of {len(cache)} images, {shapes}, in {target}")
     if usable < len(cache):
         note(f"featpipe info {target} lists the images without features.")
+
+
+def _print_plan(target: Path, plan: Any, as_json: bool) -> None:
+    from featpipe.cli._output import print_json, say
+
+    if as_json:
+        print_json({"path": str(target), **asdict(plan)})
+        return
+    say(f"{target}: {plan.images} images, {plan.row_bytes:,} bytes a row")
+    for count, what in (
+        (plan.unreadable, "cannot be read"),
+        (plan.duplicates, "are copies of others, byte for byte"),
+        (plan.finished, "are computed already, in the finished file"),
+        (plan.unfinished, "are computed already, in an interrupted run"),
+        (plan.elsewhere, "can be taken from another cache"),
+        (plan.damaged, "rows are damaged and would be computed again"),
+    ):
+        if count:
+            say(f"{count:>9,} {what}")
+    say(f"{plan.to_compute:>9,} would be computed")

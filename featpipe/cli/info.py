@@ -47,48 +47,55 @@ def _classifier(file: str) -> dict[str, Any]:
 
 
 def _print_spec(spec: dict[str, Any]) -> None:
+    from featpipe.cli._output import say
     from featpipe.decode import Preprocessing
 
-    click.echo(f"backbone      {spec['backbone']}")
+    say(f"backbone      {spec['backbone']}")
     random = "  RANDOM: nothing was learnt" if spec["random_weights"] else ""
-    click.echo(f"weights       {spec['weights']}{random}")
+    say(f"weights       {spec['weights']}{random}")
     for layer, digest in spec["weights_digests"].items():
-        click.echo(f"digest        {digest} (up to {layer})")
-    click.echo(f"preprocessing {Preprocessing.from_dict(spec['preprocessing']).describe()}")
-    click.echo(f"decoder       {spec['decoder']}")
-    click.echo(f"precision     {spec['precision']}, stored as {spec['dtype']}")
+        say(f"digest        {digest} (up to {layer})")
+    known = spec["preprocessing"]
+    described = Preprocessing.from_dict(known).describe() if known else "not known: imported"
+    say(f"preprocessing {described}")
+    say(f"decoder       {spec['decoder']}")
+    say(f"precision     {spec['precision']}, stored as {spec['dtype']}")
 
 
 def _print_cache(document: dict[str, Any]) -> None:
-    click.echo(f"{document['path']}: {document['rows']} rows, {_bytes(document['size_bytes'])}")
+    from featpipe.cli._output import say
+
+    say(f"{document['path']}: {document['rows']} rows, {_bytes(document['size_bytes'])}")
     for name, shape in document["layers"].items():
         pool = document["spec"]["layers"][name]
-        click.echo(f"layer         {name} {tuple(shape)}, pool {pool}")
+        say(f"layer         {name} {tuple(shape)}, pool {pool}")
     for title in ("classes", "splits", "suffixes", "status"):
         if document[title]:
             counts = ", ".join(f"{name or 'none'} {n}" for name, n in document[title].items())
-            click.echo(f"{title:13} {counts}")
+            say(f"{title:13} {counts}")
     if document["groups"]:
-        click.echo(f"groups        {document['groups']}")
+        say(f"groups        {document['groups']}")
     _print_spec(document["spec"])
     conditions = document["conditions"]
-    click.echo(
+    say(
         f"made          {conditions['finished']}, {conditions['seconds']:.1f} s on "
         f"{conditions['device']}, {conditions['cpu']}, torch {conditions['versions']['torch']}"
     )
     if document["without_features"]:
-        click.echo("without features:")
+        say("without features:")
         for row in document["without_features"]:
-            click.echo(f"  {row['id']}: {row['reason']}")
+            say(f"  {row['id']}: {row['reason']}")
 
 
 def _print_classifier(document: dict[str, Any]) -> None:
-    click.echo(f"{document['path']}: {document['head']} on {document['layer']}")
-    click.echo(f"classes       {', '.join(document['classes'])}")
+    from featpipe.cli._output import say
+
+    say(f"{document['path']}: {document['head']} on {document['layer']}")
+    say(f"classes       {', '.join(document['classes'])}")
     _print_spec(document["spec"])
     for part, scores in document["result"]["scores"].items():
         low, high = scores["accuracy_interval_95"]
-        click.echo(
+        say(
             f"{part:13} accuracy {scores['accuracy']:.4f} (95 % {low:.4f} to {high:.4f}), "
             f"{scores['n']} images"
         )

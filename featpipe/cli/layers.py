@@ -15,7 +15,7 @@ from featpipe.cli._options import json_option
 def command(backbone: str, weights: str | None, input_size: int | None, as_json: bool) -> None:
     """List the layers of BACKBONE with the shape of what each gives for one image."""
     from featpipe.backbones import choose_pool, load_backbone, parse_backbone
-    from featpipe.cli._output import print_json, print_table
+    from featpipe.cli._output import print_json, print_table, say
     from featpipe.layers import HookedLayers, pooled_shape
 
     # Shapes do not depend on the weights, so none are downloaded for them.
@@ -42,6 +42,6 @@ def command(backbone: str, weights: str | None, input_size: int | None, as_json:
     print_table(("layer", "shape", "values"), rows)
     how = choose_pool("auto", False, layers.shapes[layers.default])
     pooled = pooled_shape(how, layers.shapes[layers.default])[0]
-    click.echo(f"default: {layers.default}, {pooled:,} values. {loaded.preprocessing.describe()}")
+    say(f"default: {layers.default}, {pooled:,} values. {loaded.preprocessing.describe()}")
     if isinstance(layers, HookedLayers):
-        click.echo("This network cannot be traced; its modules are its layers.")
+        say("This network cannot be traced; its modules are its layers.")

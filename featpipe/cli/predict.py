@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import io
 import sys
 from pathlib import Path
 from typing import Any, TextIO
@@ -107,6 +108,8 @@ def _write_csv(rows: list[dict[str, Any]], out: str | None, top: int) -> None:
         header += [f"label_{rank}", f"probability_{rank}"]
     with contextlib.ExitStack() as stack:
         file: TextIO = sys.stdout
+        if isinstance(file, io.TextIOWrapper) and file.encoding.lower().startswith("utf"):
+            file.reconfigure(errors="surrogateescape")  # a name's own bytes, as in a file
         if out:
             file = stack.enter_context(
                 Path(out).open("w", encoding="utf-8", errors="surrogateescape", newline="")

@@ -90,7 +90,7 @@ def _parse(item: str) -> tuple[str, Any]:
 
 
 def _print_result(document: dict[str, Any], classes: tuple[str, ...]) -> None:
-    from featpipe.cli._output import percent, print_table, seconds
+    from featpipe.cli._output import percent, print_table, say, seconds
 
     curves = document["curves"]
     if curves:
@@ -103,8 +103,8 @@ def _print_result(document: dict[str, Any], classes: tuple[str, ...]) -> None:
         )
         if "val_loss" in curves[0]:
             kept = min(curves, key=lambda row: row["val_loss"])
-            click.echo(f"Kept: epoch {kept['epoch']}, of the lowest validation loss.")
-        click.echo()
+            say(f"Kept: epoch {kept['epoch']}, of the lowest validation loss.")
+        say()
     rows = []
     for part, scores in document["scores"].items():
         low, high = scores["accuracy_interval_95"]
@@ -121,7 +121,8 @@ def _print_result(document: dict[str, Any], classes: tuple[str, ...]) -> None:
     print_table(["rows", "images", "accuracy %", "95 % interval", "balanced %", "macro-F1 %"], rows)
     part = list(document["scores"])[-1]
     scores = document["scores"][part]
-    click.echo(f"\nBy class ({part}):")
+    say()
+    say(f"By class ({part}):")
     print_table(
         ["class", "images", "precision %", "recall %", "F1 %"],
         [
@@ -136,7 +137,8 @@ def _print_result(document: dict[str, Any], classes: tuple[str, ...]) -> None:
         ],
     )
     if len(classes) <= 20:
-        click.echo(f"\nConfusion ({part}; rows are true classes):")
+        say()
+        say(f"Confusion ({part}; rows are true classes):")
         print_table(
             ["", *classes],
             [
@@ -145,10 +147,11 @@ def _print_result(document: dict[str, Any], classes: tuple[str, ...]) -> None:
             ],
         )
     conditions = document["conditions"]
-    click.echo(
-        f"\n{conditions['head']} on {conditions['layer']} of {conditions['spec']['backbone']}"
+    say()
+    say(
+        f"{conditions['head']} on {conditions['layer']} of {conditions['spec']['backbone']}"
         f"{' (RANDOM weights)' if conditions['spec']['random_weights'] else ''}; split "
         f"{conditions['split']['origin']}; {document['parameters']:,} parameters; "
         f"{seconds(document['seconds'])} s on {conditions['machine']['cpu']}"
     )
-    click.echo(f"Saved in {document['out']}")
+    say(f"Saved in {document['out']}")

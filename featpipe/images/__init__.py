@@ -5,14 +5,17 @@ A location may also name its plug-in: ``torchvision:CIFAR10``.
 """
 
 import logging
+import os
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
 
+from featpipe.checksums import digest_blocks, digest_bytes
 from featpipe.errors import ImagesError
 from featpipe.registry import load_plugin, plugin_names
+from featpipe.regular import read_blocks, read_regular
 from featpipe.settings import ImageSettings
 from featpipe.table import ImageTable, make_table
 
@@ -34,15 +37,37 @@ class ImageSource:
         system will not give the bytes.
     note : str
         What was decided in reading the source and a user may want to know; may be empty.
+    path_of : callable or None
+        ``path_of(row)`` is the image's file, where each image is one.
     """
 
     location: str
     table: ImageTable
     read: Callable[[int], bytes]
     note: str = ""
+    path_of: Callable[[int], str] | None = None
 
     def __len__(self) -> int:
         return len(self.table)
+
+    def digest(self, row: int) -> bytes:
+        """XXH3-128 of an image's bytes, which are not held in memory where they are a file.
+
+        Raises OSError where the system will not give the bytes.
+        """
+        if self.path_of is None:
+            return digest_bytes(self.read(row))
+        return digest_blocks(read_blocks(self.path_of(row)))
+
+
+def file_source(location: str, root: Path, table: ImageTable, note: str = "") -> ImageSource:
+    """A source whose ids are paths of files, relative to `root`."""
+    ids, folder = table.ids, str(root)
+
+    def path_of(row: int) -> str:
+        return os.path.join(folder, ids[row])
+
+    return ImageSource(location, table, lambda row: read_regular(path_of(row)), note, path_of)
 
 
 def open_images(
@@ -68,6 +93,8 @@ def open_images(
         return images
     settings = settings or ImageSettings()
     location = str(images)
+    if not location:  # an unset variable of a shell, not the folder it stands in
+        raise ImagesError("The images' location is empty.")
     names = plugin_names("images")
     prefix, colon, rest = location.partition(":")
     if colon and prefix in names:
@@ -113,4 +140,13 @@ def open_several(locations: Sequence[str]) -> ImageSource:
         part = bisect_right(starts, row) - 1
         return sources[part].read(row - starts[part])
 
-    return ImageSource(", ".join(locations), make_table(ids, labels), read)
+    def path_of(row: int) -> str:
+        part = bisect_right(starts, row) - 1
+        inner = sources[part].path_of
+        assert inner is not None
+        return inner(row - starts[part])
+
+    files = all(source.path_of for source in sources)
+    return ImageSource(
+        ", ".join(locations), make_table(ids, labels), read, path_of=path_of if files else None
+    )

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from featpipe.errors import ImagesError
-from featpipe.images import ImageSource
+from featpipe.images import ImageSource, file_source
 from featpipe.settings import ImageSettings
 from featpipe.table import make_table
 
@@ -14,11 +14,14 @@ def accepts(location: str) -> bool:
 
 
 _TABLES = (".csv", ".tsv", ".parquet")
+_MADE = {".h5": "a feature cache", ".safetensors": "a classifier"}
 
 
 def open(location: str, settings: ImageSettings) -> ImageSource:
     """The file as a table of one row, without a label; its id is its path as given."""
     path = Path(location)
+    if made := _MADE.get(path.suffix.lower()):
+        raise ImagesError(f"{location} is no image but, by its name, {made}.")
     if not path.is_file():
         raise ImagesError(f"There is no file {location}.")
-    return ImageSource(location, make_table([path.as_posix()]), lambda row: path.read_bytes())
+    return file_source(location, Path(), make_table([path.as_posix()]))

@@ -5,11 +5,13 @@ so; hidden files and folders are passed over.
 """
 
 import os
+from bisect import bisect_left
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 from featpipe.errors import ImagesError
-from featpipe.images import ImageSource
+from featpipe.images import ImageSource, file_source
 from featpipe.settings import ImageSettings
 from featpipe.table import canonical_split, make_table
 
@@ -17,6 +19,7 @@ SUFFIXES = frozenset(
     {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".dib", ".tif", ".tiff", ".gif"}
     | {".ppm", ".pgm", ".pbm", ".pnm"}
 )
+MOST_WAYS = 100  # to one folder
 
 
 def accepts(location: str) -> bool:
@@ -58,37 +61,66 @@ def open(location: str, settings: ImageSettings) -> ImageSource:
     if 0 < unlabelled < len(ids):
         notes.append(f"{unlabelled} images lie outside every class folder and have no label")
 
-    def read(row: int) -> bytes:
-        return (root / ids[row]).read_bytes()
-
-    return ImageSource(location, make_table(ids, labels, splits), read, "; ".join(notes))
+    return file_source(location, root, make_table(ids, labels, splits), "; ".join(notes))
 
 
 def list_images(root: Path) -> tuple[list[str], Counter[str]]:
     """Relative paths of the images below `root`, in order, and what was passed over."""
     ids: list[str] = []
     ignored: Counter[str] = Counter()
-    above: dict[str, frozenset[str]] = {}  # real paths of the folders that a folder lies in
-    for folder, folders, files in os.walk(root, followlinks=True, onerror=_refuse):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        real, outer = os.path.realpath(folder), above.pop(folder, frozenset())
-        if real in outer:  # a link to a folder that contains it would be walked for ever
-            folders.clear()
+    suspects: list[str] = []  # folders with an image's name
+    ways: Counter[str] = Counter()
+    # Each folder's relative path, its real one, and the real ones of those it was reached by.
+    waiting = [("", os.path.realpath(root), frozenset[str]())]
+    while waiting:
+        inside, real, above = waiting.pop()
+        if real in above:  # a link to a folder that contains it would be walked for ever
             continue
-        above |= {os.path.join(folder, name): outer | {real} for name in folders}
-        for name in files:
-            if name.startswith("."):
-                continue
-            suffix = os.path.splitext(name)[1].lower()
+        ways[real] += 1
+        if ways[real] > MOST_WAYS:  # with ten folders that all link to each other, millions
+            raise ImagesError(
+                f"{real} can be reached from {root} in more than {MOST_WAYS} ways: links lead in "
+                "circles. Remove some of them."
+            )
+        for name, folder in _entries(os.path.join(root, inside) if inside else str(root), real):
+            path = f"{inside}/{name}" if inside else name
+            if folder:
+                waiting.append((path, folder, above | {real}))
+            suffix = _suffix(name)
             if suffix in SUFFIXES:
-                ids.append(Path(folder, name).relative_to(root).as_posix())
-            else:
+                (suspects if folder else ids).append(path)
+            elif not folder:
                 ignored[suffix or "no suffix"] += 1
+    # A folder x.jpg with no image below it was meant to be one: a row with a reason.
+    ordered = sorted(ids)
+    for name in suspects:
+        first = bisect_left(ordered, f"{name}/")
+        if not ordered[first : first + 1] or not ordered[first].startswith(f"{name}/"):
+            ids.append(name)
     return sorted(ids, key=os.fsencode), ignored
 
 
-def _refuse(error: OSError) -> None:
-    raise ImagesError(f"Cannot list {error.filename}: {error.strerror}.")
+def _entries(path: str, real: str) -> Iterator[tuple[str, str]]:
+    """What is in a folder but for what is hidden: names, and the real paths of folders."""
+    try:
+        with os.scandir(path) as found:
+            entries = list(found)
+    except OSError as error:
+        raise ImagesError(f"Cannot list {error.filename}: {error.strerror}.") from error
+    for entry in entries:
+        if entry.name.startswith("."):
+            continue
+        try:
+            is_folder = entry.is_dir()
+        except OSError:  # a link to itself
+            is_folder = False
+        linked = is_folder and (entry.is_symlink() or os.name == "nt")  # Windows has more kinds
+        folder = os.path.realpath(entry.path) if linked else os.path.join(real, entry.name)
+        yield entry.name, folder if is_folder else ""
+
+
+def _suffix(name: str) -> str:
+    return os.path.splitext(name)[1].lower()
 
 
 def _kinds(ignored: Counter[str]) -> str:
