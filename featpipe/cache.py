@@ -377,4 +377,4 @@ def _odd_columns(columns: dict[str, np.ndarray], classes_known: bool) -> list[st
 
 def parts_folder(path: Path) -> Path:
     """The folder in which a cache is being built."""
-    return path.with_name(path.name + ".parts")
+    return path.parent / f"{path.name}.parts"

@@ -93,6 +93,8 @@ class CacheBuilder:
         self._since = time.perf_counter() if begun is None else begun
         if os.path.isdir(path):  # which, unlike Path's, is never an error
             raise CacheError(f"{path} is a folder; --out names a file.")
+        if os.path.exists(path) and not os.path.isfile(path):
+            raise CacheError(f"{path} is no regular file; --out names one, or one to be made.")
         self._stack.enter_context(exclusive(self.folder, path))
         self._stack.callback(self._clear)
         try:

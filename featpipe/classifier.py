@@ -15,7 +15,7 @@ from featpipe.backbones import Backbone
 from featpipe.device import available_cores
 from featpipe.durable import placing
 from featpipe.engines import Batch, LoadedImage
-from featpipe.errors import ClassifierError
+from featpipe.errors import ClassifierError, FeatpipeError
 from featpipe.extract import Extractor, Progress, load_image, rebuild
 from featpipe.heads import Head, make_head
 from featpipe.images import ImageSource
@@ -26,6 +26,13 @@ from featpipe.table import UNLABELLED, ImageTable, Status
 
 FORMAT = "featpipe-classifier"
 FORMAT_VERSION = "1"
+
+
+def _check_sizes(n_features: Any, state: dict[str, np.ndarray]) -> None:
+    """Raise ValueError if a head of such arrays cannot have so many features."""
+    most = max((array.size for array in state.values()), default=0)
+    if type(n_features) is not int or not 1 <= n_features <= most:
+        raise ValueError(f"n_features is {n_features!r}, its largest array has {most} values")
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,20 +128,45 @@ class Classifier:
                 "Install a newer featpipe."
             )
         try:
-            described = json.loads(metadata["head"])
+            described, result = json.loads(metadata["head"]), json.loads(metadata["result"])
+            _check_sizes(described["n_features"], state)
             head = make_head(described["name"], described["params"]).restore(
                 state, np.array(described["classes"]), described["n_features"]
             )
-            return cls(
-                Spec.from_dict(json.loads(metadata["spec"])),
-                metadata["layer"],
-                described["name"],
-                head,
-                tuple(json.loads(metadata["classes"])),
-                json.loads(metadata["result"]),
+            spec, classes = json.loads(metadata["spec"]), tuple(json.loads(metadata["classes"]))
+            made = cls(
+                Spec.from_dict(spec), metadata["layer"], described["name"], head, classes, result
             )
-        except (KeyError, TypeError, ValueError, IndexError, RuntimeError) as error:
+            made._check()
+            return made
+        except FeatpipeError:
+            raise
+        except Exception as error:  # nobody knows all that a strange file can lead to
             raise ClassifierError(f"{path} is not a whole classifier: {error!r}") from error
+
+    def _check(self) -> None:
+        """Raise ValueError where parts of a file contradict each other."""
+        if self.layer not in self.spec.layers:
+            raise ValueError(f"its layer {self.layer!r} is none of its Spec's")
+        if not all(isinstance(name, str) for name in self.classes):
+            raise ValueError("a class's name is no text")
+        if not self.classes or len(set(self.classes)) != len(self.classes):
+            raise ValueError("its classes have no names, or one has the name of another")
+        codes = self.head.classes_
+        known = np.issubdtype(codes.dtype, np.integer) and codes.ndim == 1 and len(codes)
+        if (
+            not known
+            or (np.diff(codes) <= 0).any()
+            or not 0 <= codes[0] <= codes[-1] < len(self.classes)
+        ):
+            raise ValueError("its head's classes are none of its classes")
+        proba = self.predict_features(np.zeros((1, self.head.n_features_in_), np.float32))
+        if not np.isfinite(proba).all() or abs(proba.sum() - 1) > 1e-3:
+            raise ValueError("its head gives no probabilities")
+        for scores in self.result.get("scores", {}).values():
+            low, high = map(float, scores["accuracy_interval_95"])
+            if not low <= float(scores["accuracy"]) <= high or int(scores["n"]) < 0:
+                raise ValueError("its scores contradict each other")
 
     def predict_features(self, features: np.ndarray) -> np.ndarray:
         """Probabilities, shape (n, classes), of features, shape (n, ...) of its layer."""

@@ -12,14 +12,14 @@ from pathlib import Path
 import numpy as np
 from torch import nn
 
-from featpipe.backbones import Backbone, choose_pool, load_backbone
+from featpipe.backbones import Backbone, choose_pool, load_backbone, parse_backbone
 from featpipe.cache import FeatureCache
 from featpipe.cache_build import CacheBuilder
 from featpipe.checksums import digest_bytes
 from featpipe.decode import DECODER, Preprocessing, decode
 from featpipe.device import available_cores, machine_facts
 from featpipe.engines import LoadedImage
-from featpipe.errors import DecodeError, FeatpipeError, LayerError, WeightsError
+from featpipe.errors import BackboneError, DecodeError, FeatpipeError, LayerError, WeightsError
 from featpipe.images import ImageSource, open_images
 from featpipe.layers import Shape, needed_tensors, pooled_shape, structure_of
 from featpipe.registry import load_plugin
@@ -183,8 +183,8 @@ def rebuild(
     spec : Spec
     layers : sequence of str
     settings : ExtractSettings
-        ``weights`` (where their file lies now), ``device`` and ``batch_size`` are used; the rest
-        is the Spec's.
+        ``weights`` (where their file lies now), ``device``, ``batch_size`` and ``trust_code`` are
+        used; the rest is the Spec's.
     backbone : Backbone
         The network, if it is loaded already.
 
@@ -193,7 +193,18 @@ def rebuild(
     Extractor
     list of str
         What differs from the Spec, but for how features were stored; empty if nothing does.
+
+    Raises
+    ------
+    BackboneError
+        If the Spec names code of the user's own, and it is not said to be trusted.
     """
+    names_code = backbone is None and parse_backbone(spec.backbone)[0] == "python"
+    if names_code and not settings.trust_code:
+        raise BackboneError(
+            f"The file names {spec.backbone}, code that is looked for here and would be run. If "
+            "you trust both, say --trust-code (in Python: trust_code=True, or pass the backbone)."
+        )
     try:
         weights = settings.weights or spec.weights
         loaded = backbone or load_backbone(spec.backbone, weights, spec.seed)

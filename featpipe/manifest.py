@@ -128,15 +128,17 @@ def _read_text(manifest: Path) -> dict[str, list[str]]:
 def _read_parquet(manifest: Path) -> dict[str, list[str]]:
     try:
         from pyarrow import ArrowException, types
-        from pyarrow.parquet import read_schema, read_table
+        from pyarrow.parquet import ParquetFile
     except ImportError as error:
         raise MissingExtraError(
             f"Reading {manifest} needs pyarrow: pip install 'featpipe[parquet]'."
         ) from error
     try:
-        # Lists are features, and would fill the memory as text.
-        names = [one.name for one in read_schema(manifest) if not types.is_nested(one.type)]
-        table = read_table(manifest, columns=names)
+        with manifest.open("rb") as opened:  # pyarrow itself takes no name that is not UTF-8
+            file = ParquetFile(opened)
+            # Lists are features, and would fill the memory as text.
+            names = [one.name for one in file.schema_arrow if not types.is_nested(one.type)]
+            table = file.read(columns=names)
         return {
             name: ["" if value is None else str(value) for value in table.column(name).to_pylist()]
             for name in table.column_names

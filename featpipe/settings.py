@@ -106,6 +106,9 @@ class ExtractSettings(_Checked):
         metavar="H5",
     )
     overwrite: bool = option(False, "Start anew, whatever is there.")
+    trust_code: bool = option(
+        False, "Import and run the network's code, where the file names a python: backbone."
+    )
 
 
 @dataclass(frozen=True)

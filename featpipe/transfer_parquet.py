@@ -2,7 +2,8 @@
 
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +61,10 @@ def write_lists(
         {**metadata, SHAPE: json.dumps(row.shape)},
     )
     # No two features are alike: a dictionary of them only takes room.
-    with pyarrow.parquet.ParquetWriter(path, schema, use_dictionary=list(columns)) as writer:
+    with (
+        path.open("wb") as file,  # pyarrow itself takes no name that is not UTF-8
+        pyarrow.parquet.ParquetWriter(file, schema, use_dictionary=list(columns)) as writer,
+    ):
         for start, features in blocks:
             held = [values[start : start + len(features)] for values in columns.values()]
             flat = pyarrow.array(features.reshape(-1))
@@ -89,11 +93,16 @@ class ListColumn:
         flat = self.read(0, min(1, rows)).shape[1]
         self.shape = (rows, *_row_shape(schema.metadata or {}, flat))
 
-    def _open(self) -> Any:
-        try:
-            return self._pyarrow.parquet.ParquetFile(self._path)
-        except self._pyarrow.ArrowException as error:
-            raise CacheError(f"{self._path} is not a Parquet file, or damaged: {error}") from error
+    @contextmanager
+    def _open(self) -> Iterator[Any]:
+        with self._path.open("rb") as file:  # see write_lists
+            try:
+                read = self._pyarrow.parquet.ParquetFile(file)
+            except self._pyarrow.ArrowException as error:
+                raise CacheError(
+                    f"{self._path} is not a Parquet file, or damaged: {error}"
+                ) from error
+            yield read
 
     def _numbers(self, schema: Any) -> Any:
         """Arrow's type of the numbers in the lists; None if there are none."""

@@ -45,9 +45,9 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
         raise WeightsError(f"There is no weights file {path}.")
     try:
         if path.suffix.lower() == ".safetensors":
-            from safetensors.torch import load_file
+            from safetensors.torch import load
 
-            state: object = load_file(path)
+            state: object = load(path.read_bytes())  # which, unlike a path, has any name
         else:
             state = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:

@@ -1,6 +1,7 @@
 """What tests share: sample images, a small network, the real data where it is."""
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,11 @@ from featpipe.settings import ExtractSettings
 
 ROOT = Path(__file__).parents[1]
 SHARED = Path(os.environ.get("FEATPIPE_SHARED", ROOT.parent / "shared"))
+
+
+# A shell starts jobs in the background deaf to Ctrl-C, and so would be all that they start.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

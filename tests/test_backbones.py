@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save, save_file
 
 from featpipe.backbones import backbone_names, load_backbone, parse_backbone
 from featpipe.backbones.torchvision import weights_file
@@ -112,6 +112,17 @@ def test_the_digest_is_that_of_the_tensors_the_layer_needs(tmp_path: Path) -> No
     torch.save(state, whole)
     differences = prepare(f"resnet18@{whole}", settings).spec.differences(specs[0])
     assert [line.partition(":")[0] for line in differences] == ["weights digests flatten"]
+
+
+def test_a_weights_file_may_have_a_name_of_any_bytes(tmp_path: Path) -> None:
+    file = tmp_path / "\udcff\n.safetensors"
+    state = load_backbone("squeezenet1_1@random").model.state_dict()
+    try:
+        file.write_bytes(save(state))
+    except OSError:
+        pytest.skip("this file system has no such names")
+    loaded = load_backbone("squeezenet1_1", str(file)).model.state_dict()
+    assert all(torch.equal(loaded[name], state[name]) for name in state)
 
 
 def test_another_architectures_weights_are_refused(tmp_path: Path) -> None:

@@ -1,19 +1,22 @@
 """The classifier file: what is saved is what predicts, on the same backbone only."""
 
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from featpipe.backbones import load_backbone
 from featpipe.cache import FeatureCache
 from featpipe.classifier import Classifier
-from featpipe.errors import ClassifierError
+from featpipe.cli import cli
+from featpipe.errors import BackboneError, ClassifierError
 from featpipe.extract import extract_features
 from featpipe.images import open_images
 from featpipe.settings import ExtractSettings, TrainSettings
@@ -166,9 +169,68 @@ def test_a_network_of_the_users_own_is_built_again_from_its_seed_and_size(
         DATA / "shapes", f"python:{module.stem}:make", tmp_path / "f.h5", settings
     )
     made, _ = train_head(cache, "sklearn-logistic")
-    predictions = list(made.predict(open_images(DATA / "shapes")))
+    with pytest.raises(BackboneError, match=f"names python:{module.stem}:make, code.*trust_code"):
+        list(made.predict(open_images(DATA / "shapes")))
+    trusted = ExtractSettings(trust_code=True)
+    predictions = list(made.predict(open_images(DATA / "shapes"), trusted))
     expected = made.predict_features(cache.features())
     assert np.abs(np.array([p.proba for p in predictions]) - expected).max() < 1e-4
+
+
+def test_no_code_runs_because_a_file_names_it(
+    saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ran = tmp_path / "ran"
+    (tmp_path / "hostile.py").write_text(f"import pathlib\npathlib.Path({str(ran)!r}).touch()\n")
+    monkeypatch.chdir(tmp_path)
+    loaded = Classifier.load(saved)
+    forged = replace(loaded, spec=replace(loaded.spec, backbone="python:hostile:make"))
+    forged.save("forged.safetensors")
+    arguments = ["predict", "forged.safetensors", str(DATA / "shapes")]
+    refused = CliRunner().invoke(cli, arguments)
+    assert (refused.exit_code, "--trust-code" in refused.stderr) == (1, True)
+    assert not ran.exists()
+    CliRunner().invoke(cli, [*arguments, "--trust-code"])
+    assert ran.exists()  # or the refusal would have shown nothing
+
+
+# What is changed in a sound file, and what is said of it.
+FORGED = {
+    "layer": ("classifier.99", "none of its Spec's"),
+    "classes": ('["circle", "square", "square"]', "the name of another"),
+    "classes ": ("[]", "no names"),
+    "classes  ": ('["circle", 7, "square"]', "no text"),
+    "classes   ": ('["circle", "square"]', "none of its classes"),
+    "result": ("[]", "not a whole classifier"),
+    "result ": ('{"scores": {"val": {"accuracy": 0.5}}}', "not a whole classifier"),
+    "result  ": (
+        '{"scores": {"val": {"accuracy": 0.9, "accuracy_interval_95": [0.1, 0.2], "n": 3}}}',
+        "its scores contradict",
+    ),
+    "head n_features": (10**15, "n_features is 1000000000000000"),
+    "head n_features ": (-1, "n_features is -1"),
+    "head n_features  ": (7, "not a whole classifier"),
+    "head classes": ([0, 2, 1], "none of its classes"),
+    "head classes ": ([-1, 0, 1], "none of its classes"),
+    "head classes  ": ([0.0, 0.5, 1.0], "none of its classes"),
+    "head classes   ": ([[0, 1, 2]], "not a whole classifier"),
+}
+
+
+@pytest.mark.parametrize("what", FORGED)
+def test_a_file_whose_parts_contradict_each_other_is_refused(
+    what: str, saved: Path, tmp_path: Path
+) -> None:
+    with safe_open(saved, "numpy") as file:
+        metadata = file.metadata()
+        state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    value, said = FORGED[what]
+    part, _, key = what.strip().partition(" ")
+    if key:
+        value = json.dumps({**json.loads(metadata[part]), key: value})
+    save_file(state, tmp_path / "forged.safetensors", {**metadata, part: value})
+    with pytest.raises(ClassifierError, match=re.escape(said)):
+        Classifier.load(tmp_path / "forged.safetensors")
 
 
 def test_an_undecodable_image_is_a_prediction_with_a_reason(saved: Path) -> None:

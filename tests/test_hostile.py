@@ -11,6 +11,7 @@ import shlex
 import shutil
 import signal
 import socket
+import stat
 import struct
 import subprocess
 import sys
@@ -413,7 +414,7 @@ DISGUISED = {
     "icon": b"\0\0\1\0\1\0\x08\x08\0\0\1\0\x20\0" + bytes(99),
     "xpm": b'/* XPM */\nstatic char *x[] = {"1 1 1 1", "a c #000000", "a"};\n',
     "fits": b"SIMPLE  =                    T".ljust(2880),
-    "pickle": b"cos\nsystem\n(S'touch /tmp/featpipe-was-here'\ntR.",
+    "pickle": b"cos\nsystem\n(S'touch featpipe-was-here'\ntR.",
     "shell": b"#!/bin/sh\nexit\n",
     "zip": b"PK\3\4" + bytes(99),
 }  # fmt: skip
@@ -638,6 +639,33 @@ def test_an_error_shows_names_safely(tmp_path: Path) -> None:
     result = CliRunner().invoke(cli, [*command, "--on-error", "raise"], color=True)
     assert result.exit_code == 1
     assert r"Error: x\x1b[31m.jpg in " in result.stderr
+
+
+def test_no_name_looks_like_a_message_of_its_own(tmp_path: Path) -> None:
+    name = tmp_path / "x\nError: all is lost.h5"
+    result = CliRunner().invoke(cli, ["info", str(name)])
+    assert result.exit_code == 1
+    assert [line.startswith("Error: ") for line in result.stderr.splitlines()] == [True, False]
+
+
+@pytest.mark.parametrize("command", ["info", "verify", "train-head", "predict", "export-features"])
+@pytest.mark.parametrize("name", ["", ".", "..", "/", "/dev/null"])
+def test_what_is_no_file_is_refused_as_such(command: str, name: str) -> None:
+    more = {"predict": [str(GOOD)], "export-features": ["-o", "x.npy"]}.get(command, [])
+    result = CliRunner().invoke(cli, [command, name, *more])
+    assert result.exit_code in (1, 2)
+    assert "Error: " in result.stderr
+    assert isinstance(result.exception, SystemExit), result.exception
+
+
+def test_features_go_to_no_device_or_pipe(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for out in ("/dev/null", str(tmp_path / "pipe")):
+        command = ["extract", str(GOOD.parent), "-b", "pixels", "-o", out]
+        result = CliRunner().invoke(cli, command)
+        assert (result.exit_code, "is no regular file" in result.stderr) == (1, True)
+        assert not os.path.exists(f"{out}.parts")
+    assert stat.S_ISFIFO((tmp_path / "pipe").stat().st_mode)
 
 
 def test_json_is_json_whatever_letters_the_terminal_has(tmp_path: Path) -> None:

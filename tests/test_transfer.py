@@ -211,6 +211,13 @@ def test_files_named_by_any_bytes_come_back_through_an_array(tmp_path: Path) -> 
             assert found.columns() == made.columns()
 
 
+def test_a_table_may_have_a_name_of_any_bytes(cache: FeatureCache, tmp_path: Path) -> None:
+    (tmp_path / "\udcff").mkdir()
+    (file,) = export_features(cache, tmp_path / "\udcff" / "f.parquet")
+    with import_features(file, None, tmp_path / "g.h5", name="n") as found:
+        assert found.columns() == cache.columns()
+
+
 @pytest.mark.parametrize("name", ["f.txt", "f", "f.h5"])
 def test_another_suffix_is_refused_and_the_formats_named(
     name: str, cache: FeatureCache, tmp_path: Path

@@ -46,7 +46,8 @@ class _Commands(click.Group):
 def _lines(message: str) -> str:
     from featpipe.cli._output import shown
 
-    return "\n".join(map(shown, message.split("\n")))
+    # Set in, so that no line break in a name can make what follows look like another message.
+    return "\n  ".join(map(shown, message.split("\n")))
 
 
 def _describe(error: OSError) -> str:

@@ -9,9 +9,16 @@ import click
 
 Command = Callable[..., Any]
 
+# Of ExtractSettings, what is no part of a Spec: where a backbone is made ready again.
+AGAIN = ("weights", "device", "batch_size", "workers", "trust_code")
+
 
 def settings_options(
-    kind: type, parameter: str, only: tuple[str, ...] = (), prefix: str = ""
+    kind: type,
+    parameter: str,
+    only: tuple[str, ...] = (),
+    without: tuple[str, ...] = (),
+    prefix: str = "",
 ) -> Callable[[Command], Command]:
     """Add an option for each field of a settings class; pass them on as one instance.
 
@@ -22,10 +29,16 @@ def settings_options(
         The command function's argument that takes the instance.
     only : tuple of str
         Fields to offer; all of them if empty.
+    without : tuple of str
+        Fields not to offer.
     prefix : str
         Put before each option's name.
     """
-    chosen = [field for field in fields(kind) if not only or field.name in only]
+    chosen = [
+        field
+        for field in fields(kind)
+        if (not only or field.name in only) and field.name not in without
+    ]
 
     def decorate(function: Command) -> Command:
         def wrapped(*args: Any, **kwargs: Any) -> Any:

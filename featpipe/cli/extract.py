@@ -16,7 +16,7 @@ from featpipe.settings import ExtractSettings, ImageSettings
     "-b", "--backbone", required=True, help="[source:]name[@weights], such as vgg16 or resnet50."
 )
 @click.option("-o", "--out", help="HDF5 file to make [default: IMAGES-BACKBONE.h5, here].")
-@settings_options(ExtractSettings, "settings")
+@settings_options(ExtractSettings, "settings", without=("trust_code",))
 @settings_options(ImageSettings, "image_settings")
 @click.option("--plan", is_flag=True, help="Say what would be computed, and do nothing.")
 @json_option

@@ -9,7 +9,7 @@ from typing import Any, TextIO
 
 import click
 
-from featpipe.cli._options import json_option, settings_options
+from featpipe.cli._options import AGAIN, json_option, settings_options
 from featpipe.settings import ExtractSettings
 
 
@@ -32,7 +32,7 @@ from featpipe.settings import ExtractSettings
     show_default=True,
     help="Pictures on the grid.",
 )
-@settings_options(ExtractSettings, "settings", only=("weights", "device", "batch_size", "workers"))
+@settings_options(ExtractSettings, "settings", only=AGAIN)
 @json_option
 @click.pass_obj
 def command(

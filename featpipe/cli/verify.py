@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from featpipe.cli._options import json_option, settings_options
+from featpipe.cli._options import AGAIN, json_option, settings_options
 from featpipe.settings import ExtractSettings, ImageSettings
 
 
@@ -21,7 +21,7 @@ from featpipe.settings import ExtractSettings, ImageSettings
     help="Rows to compute again, drawn at random.",
 )
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the draw.")
-@settings_options(ExtractSettings, "settings", only=("weights", "device", "batch_size", "workers"))
+@settings_options(ExtractSettings, "settings", only=AGAIN)
 @settings_options(ImageSettings, "image_settings")
 @json_option
 @click.pass_obj
