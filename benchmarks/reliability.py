@@ -30,13 +30,14 @@ import numpy as np
 from mutate import mutate
 from PIL import Image
 
-from featpipe import cache_build, extract_features, open_images, verify
+from featpipe import cache_build, decode, decode_fast, extract_features, open_images, verify
 from featpipe.cache import FeatureCache, parts_folder
 from featpipe.cache_assemble import table_columns, write_cache
 from featpipe.cache_parts import Part
 from featpipe.device import available_cores, machine_facts
 from featpipe.errors import CacheDamagedError
-from featpipe.extract import SCAN_TASK, load_image, prepare, scan
+from featpipe.extractor import prepare
+from featpipe.loading import SCAN_TASK, load_image, scan
 from featpipe.settings import ExtractSettings
 from featpipe.spec import Spec
 from featpipe.table import Status, make_table
@@ -264,13 +265,14 @@ def _is_found(path: Path) -> bool:
 
 
 def _load_all(folder: str, to: Connection) -> None:
-    """In a process of its own: load every image, and say how long each took."""
+    """In a process of its own: load every image both ways, and say how long that took."""
     source = open_images(folder)
     preprocessing = prepare("pixels", ExtractSettings()).backbone.preprocessing
     for row in range(len(source)):
         to.send(("begin", row, 0.0, ""))
         begun = time.perf_counter()
-        image = load_image(source, row, preprocessing)
+        load_image(source, row, preprocessing, decode.to_pixels)
+        image = load_image(source, row, preprocessing, decode_fast.to_pixels)
         to.send(("end", row, time.perf_counter() - begun, image.status.name))
 
 
@@ -331,7 +333,8 @@ def images(data: Path, work: Path, count: int, seed: int = 0) -> dict[str, Any]:
     with extract_features(folder, "pixels", out, settings) as cache, extractor.forward as forward:
         features, source = cache.features(), open_images(folder)
         for row in range(len(cache)):
-            alone = load_image(source, row, extractor.backbone.preprocessing)
+            plain = extractor.backbone.preprocessing
+            alone = load_image(source, row, plain, extractor.decoder)
             if alone.pixels is None:
                 unexplained += not cache.reasons[row] or not np.isnan(features[row]).all()
             else:

@@ -23,14 +23,16 @@ from featpipe.cache_assemble import Assembly
 from featpipe.cache_parts import Part
 from featpipe.cache_stock import (
     SETTLED,
+    Begun,
     Origin,
     Stock,
     digest_keys,
     open_old,
-    open_other,
+    precedent_of,
     read_begun,
     read_parts,
     read_work,
+    refuse_other,
     refuse_other_images,
     refuse_other_spec,
 )
@@ -49,18 +51,13 @@ log = logging.getLogger(__name__)
 class CacheBuilder:
     """Collects computed rows on disk until no row is missing.
 
-    Made first, so that whatever forbids writing is known at once; `take` then gives it the
-    images.
+    Made first, so that whatever forbids writing is known at once; `begin` then says what is to
+    be computed, and `take` of which images.
 
     Parameters
     ----------
     path : Path
         The finished file's name; parts lie in ``<path>.parts`` beside it.
-    spec : Spec
-    shapes : dict
-        Layer name to the shape of one row.
-    batch_size : int
-        Kept as it was begun when a run is resumed.
     overwrite : bool
         Use nothing of what is there.
     reuse : sequence of Path
@@ -68,10 +65,13 @@ class CacheBuilder:
     begun : float
         From when (of `time.perf_counter`) seconds are counted; now if left out.
 
+    Attributes
+    ----------
+    precedent : Precedent or None
+        How what is there was computed.
+
     Raises
     ------
-    SpecMismatchError
-        If what is there was made with other settings.
     CacheError
         If another process is writing to the same file, or the folder cannot be written to.
     """
@@ -79,14 +79,11 @@ class CacheBuilder:
     def __init__(
         self,
         path: Path,
-        spec: Spec,
-        shapes: dict[str, Shape],
-        batch_size: int,
         overwrite: bool = False,
         reuse: Sequence[Path] = (),
         begun: float | None = None,
     ) -> None:
-        self.path, self.spec, self.shapes = path, spec, shapes
+        self.path, self._overwrite = path, overwrite
         self.folder = parts_folder(path)
         self._stack = ExitStack()
         self._buffer: list[Batch] = []
@@ -98,35 +95,66 @@ class CacheBuilder:
         self._stack.enter_context(exclusive(self.folder, path))
         self._stack.callback(self._clear)
         try:
-            self._old = None if overwrite else open_old(path, spec)
-            self._others = [open_other(file, spec) for file in reuse]
-            for cache in [*self._others, *([self._old] if self._old else [])]:
-                self._stack.callback(cache.close)
-            self.batch_size = self._open_build(batch_size, overwrite)
+            self._old = None if overwrite else open_old(path)
+            self._others: list[FeatureCache] = []
+            if self._old is not None:
+                self._stack.callback(self._old.close)
+            for file in reuse:
+                self._others.append(self._stack.enter_context(FeatureCache.salvage(file)))
+            self._begun = self._read_begun()
+            self.precedent = precedent_of(self._begun, self._old, self._others)
         except BaseException:
             self.close()
             raise
+
+    def begin(
+        self, spec: Spec, shapes: dict[str, Shape], batch_size: int, runtime: str = ""
+    ) -> None:
+        """Say what is computed; an interrupted run keeps the batch size it was begun with.
+
+        Parameters
+        ----------
+        spec : Spec
+        shapes : dict
+            Layer name to the shape of one row.
+        batch_size : int
+        runtime : str
+            Noted for who resumes.
+
+        Raises
+        ------
+        SpecMismatchError
+            If what is there was made with other settings.
+        """
+        self.spec, self.shapes = spec, shapes
+        if self._old is not None:
+            refuse_other_spec(self._old.spec, spec, str(self.path))
+        for other in self._others:
+            refuse_other(other, spec)
+        self.batch_size = self._open_build(batch_size, runtime)
 
     def _clear(self) -> None:
         # Refused, finished, or nothing computed yet: nothing is to be kept.
         if not (self.folder / "build.json").exists() or not any(self.folder.glob("part-*.h5")):
             clear(self.folder)
 
-    def _open_build(self, batch_size: int, overwrite: bool) -> int:
-        """Go on with what was begun; an overwriting run goes on only with its own kind."""
+    def _read_begun(self) -> Begun | None:
         for file in self.folder.glob(".*.tmp"):  # a killed run's; it may be large
             file.unlink()
-        begun = None
-        if any(self.folder.glob("part-*.h5")):  # else it was killed before anything was computed
-            try:
-                begun = read_begun(self.folder)
-            except CacheDamagedError:
-                if not overwrite:
-                    raise
-        foreign = begun is not None and overwrite
-        if begun is not None and overwrite and begun.overwrite:
-            foreign = bool(begun.spec.differences(self.spec))
-        if begun is not None and not foreign:
+        if not any(self.folder.glob("part-*.h5")):
+            return None  # it was killed before anything was computed
+        try:
+            begun = read_begun(self.folder)
+        except CacheDamagedError:
+            if not self._overwrite:
+                raise
+            return None
+        # An overwriting run goes on only with its own kind.
+        return None if begun is not None and self._overwrite and not begun.overwrite else begun
+
+    def _open_build(self, batch_size: int, runtime: str) -> int:
+        begun = self._begun
+        if begun is not None and not (self._overwrite and begun.spec.differences(self.spec)):
             refuse_other_spec(begun.spec, self.spec, f"An unfinished {self.path}")
             return begun.batch_size
         for file in self.folder.iterdir():
@@ -136,7 +164,8 @@ class CacheBuilder:
             "format_version": FORMAT_VERSION,
             "spec": self.spec.to_dict(),
             "batch_size": batch_size,
-            "overwrite": overwrite,
+            "overwrite": self._overwrite,
+            "runtime": runtime,
         }
         put(self.folder / "build.json", json.dumps(mine, indent=1).encode())
         return batch_size

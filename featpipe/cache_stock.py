@@ -102,33 +102,21 @@ def refuse_other_spec(found: Spec, asked: Spec, where: str, way_out: str = "") -
         )
 
 
-def open_old(path: Path, spec: Spec) -> FeatureCache | None:
+def open_old(path: Path) -> FeatureCache | None:
     """The finished file that is to be replaced, if there is one; its table may be damaged."""
     if not path.exists():
         return None
     try:
-        old = FeatureCache.salvage(path)
+        return FeatureCache.salvage(path)
     except CacheDamagedError as error:
         raise CacheDamagedError(f"{error} To compute everything anew, pass --overwrite.") from error
-    try:
-        refuse_other_spec(old.spec, spec, str(path))
-    except BaseException:
-        old.close()
-        raise
-    return old
 
 
-def open_other(path: Path, spec: Spec) -> FeatureCache:
-    """Another cache to take rows from; it may hold more layers than are asked for."""
-    other = FeatureCache.salvage(path)
-    try:
-        layers = [name for name in spec.layers if name in other.spec.layers]
-        found = other.spec.only(layers) if len(layers) == len(spec.layers) else other.spec
-        refuse_other_spec(found, spec, str(path), "Leave it out of --reuse.")
-    except BaseException:
-        other.close()
-        raise
-    return other
+def refuse_other(other: FeatureCache, spec: Spec) -> None:
+    """Raise SpecMismatchError if no rows can be taken from a cache; it may hold more layers."""
+    layers = [name for name in spec.layers if name in other.spec.layers]
+    found = other.spec.only(layers) if len(layers) == len(spec.layers) else other.spec
+    refuse_other_spec(found, spec, str(other.path), "Leave it out of --reuse.")
 
 
 def refuse_other_images(old: FeatureCache, digests: np.ndarray, read: np.ndarray) -> None:
@@ -147,6 +135,26 @@ class Begun:
     spec: Spec
     batch_size: int
     overwrite: bool
+    runtime: str
+
+
+@dataclass(frozen=True)
+class Precedent:
+    """How the features that are there already were computed: `auto` means the same again."""
+
+    spec: Spec
+    runtime: str = ""
+    batch_size: int | None = None
+
+
+def precedent_of(
+    begun: Begun | None, old: FeatureCache | None, others: Sequence[FeatureCache]
+) -> Precedent | None:
+    """What an interrupted run, the finished file, or else another cache set."""
+    if begun is not None:
+        return Precedent(begun.spec, begun.runtime, begun.batch_size)
+    caches = [old, *others] if old is not None else list(others)
+    return Precedent(caches[0].spec) if caches else None
 
 
 def read_begun(folder: Path) -> Begun | None:
@@ -163,9 +171,12 @@ def read_begun(folder: Path) -> Begun | None:
     try:
         begun = json.loads(state.read_text(encoding="utf-8"))
         spec, size, overwrite = (begun[name] for name in ("spec", "batch_size", "overwrite"))
+        runtime = begun.get("runtime", "")
         if type(size) is not int or size < 1 or type(overwrite) is not bool:
             raise ValueError(f"batch size {size}, overwrite {overwrite}")
-        return Begun(Spec.from_dict(spec), size, overwrite)
+        if type(runtime) is not str:
+            raise ValueError(f"runtime {runtime}")
+        return Begun(Spec.from_dict(spec), size, overwrite, runtime)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CacheDamagedError(
             f"{state} is damaged ({error}). Remove {folder} to compute what was in it again, or "

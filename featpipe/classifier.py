@@ -16,9 +16,11 @@ from featpipe.device import available_cores
 from featpipe.durable import placing
 from featpipe.engines import Batch, LoadedImage
 from featpipe.errors import ClassifierError, FeatpipeError
-from featpipe.extract import Extractor, Progress, load_image, rebuild
+from featpipe.extract import Progress
+from featpipe.extractor import Extractor, rebuild
 from featpipe.heads import Head, make_head
 from featpipe.images import ImageSource
+from featpipe.loading import load_image
 from featpipe.registry import load_plugin
 from featpipe.settings import ExtractSettings
 from featpipe.spec import Spec
@@ -204,7 +206,7 @@ class Classifier:
         table = images.table
 
         def load(row: int) -> LoadedImage:
-            return load_image(images, row, preprocessing)
+            return load_image(images, row, preprocessing, extractor.decoder)
 
         batches = (
             list(range(start, min(start + size, len(images))))
@@ -212,13 +214,13 @@ class Classifier:
         )
         workers = asked.workers or available_cores()
         engine = load_plugin("engines", "local")
-        forward = extractor.forward
-        results = engine.run(batches, load, forward, workers, forward.lanes)
-        with forward, closing(results):
-            for batch in results:
-                yield from self._predictions(batch, table)
-                if on_progress:
-                    on_progress(batch.items[-1] + 1, len(images))
+        with extractor.forward as forward:
+            results = engine.run(batches, load, forward, workers, forward.lanes)
+            with closing(results):
+                for batch in results:
+                    yield from self._predictions(batch, table)
+                    if on_progress:
+                        on_progress(batch.items[-1] + 1, len(images))
 
     def _predictions(self, batch: Batch, table: ImageTable) -> Iterator[Prediction]:
         features = batch.features.get(self.layer)

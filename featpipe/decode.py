@@ -93,19 +93,24 @@ class Preprocessing:
         return cls(**plain)
 
     def pixels(self, image: Image.Image) -> np.ndarray:
-        """Resize and crop an RGB picture: uint8 array, shape (3, height, width).
+        """Resize and crop an RGB picture: uint8 array, shape (height, width, 3).
 
         Equal to torchvision's ``ImageClassification`` preset on PIL up to its conversion to
         float, which the runtime does.
         """
         if self.resize is not None:
+            self.refuse_narrow(*image.size)
             size = self.resize if isinstance(self.resize, int) else list(self.resize)
-            longer, shorter = max(image.size), min(image.size)
-            if isinstance(size, int) and size * size * longer / shorter > MOST_PIXELS:
-                raise DecodeError(f"{image.width} x {image.height} is too narrow to be resized")
             image = self._resized(image, size)
         image = F.center_crop(image, list(self.crop))
-        return np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1))
+        return np.array(image)
+
+    def refuse_narrow(self, width: int, height: int) -> None:
+        """Raise DecodeError if a picture, resized by its shorter side, would fill the memory."""
+        if isinstance(self.resize, int):
+            pixels = self.resize**2 * max(width, height) / min(width, height)
+            if pixels > MOST_PIXELS:
+                raise DecodeError(f"{width} x {height} is too narrow to be resized")
 
     def _resized(self, image: Image.Image, size: int | list[int]) -> Image.Image:
         mode = InterpolationMode(self.interpolation)
@@ -117,6 +122,17 @@ class Preprocessing:
 
 def _three(values: tuple[float, float, float]) -> str:
     return "/".join(f"{value:g}" for value in values)
+
+
+def to_pixels(data: bytes, preprocessing: Preprocessing) -> np.ndarray:
+    """Decode, resize and crop one image: uint8 array, shape (height, width, 3).
+
+    Raises
+    ------
+    DecodeError
+        As `decode` does.
+    """
+    return preprocessing.pixels(decode(data, preprocessing.exif))
 
 
 def decode(data: bytes, exif: bool = True) -> Image.Image:
@@ -134,12 +150,12 @@ def decode(data: bytes, exif: bool = True) -> Image.Image:
     """
     if not data:
         raise DecodeError("the file is empty")
-    _refuse_slow(data)
+    refuse_slow(data)
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as opened:
-            _refuse_bomb(opened, data)
+            refuse_bomb(opened, data)
             opened.load()
-            turn = _turn(opened) if exif else None
+            turn = turn_of(opened) if exif else None
             picture = _to_rgb(opened)
         del opened  # with whatever its decoder holds
         return picture if turn is None else picture.transpose(turn)
@@ -153,7 +169,7 @@ def decode(data: bytes, exif: bool = True) -> Image.Image:
         raise DecodeError(f"{type(error).__name__}: {error}") from error
 
 
-def _refuse_slow(data: bytes) -> None:
+def refuse_slow(data: bytes) -> None:
     """Refuse headers that keep Pillow busy for minutes, since each part costs all before it."""
     if data.startswith((b"P1", b"P2", b"P3")) and data.count(b"#") > MOST_PARTS:
         raise DecodeError(f"more than {MOST_PARTS} comments before or in the picture")
@@ -174,7 +190,7 @@ def _refuse_slow(data: bytes) -> None:
     raise DecodeError(f"more than {MOST_PARTS} segments before the picture")
 
 
-def _refuse_bomb(opened: Image.Image, data: bytes) -> None:
+def refuse_bomb(opened: Image.Image, data: bytes) -> None:
     """Refuse what would take memory or time beyond all proportion; nothing is decoded yet."""
     if opened.width * opened.height > MOST_PIXELS:
         raise DecodeError(f"{opened.width} x {opened.height} is more than {MOST_PIXELS:,} pixels")
@@ -198,7 +214,7 @@ _TURNS = {
 }
 
 
-def _turn(image: Image.Image) -> Image.Transpose | None:
+def turn_of(image: Image.Image) -> Image.Transpose | None:
     """What makes a picture upright. ImageOps.exif_transpose would also write the EXIF anew."""
     try:
         return _TURNS.get(image.getexif().get(0x0112, 1))

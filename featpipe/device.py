@@ -1,10 +1,10 @@
 """Where computation runs, and the facts about this machine that belong beside a figure."""
 
-import os
 import platform
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
+import joblib
 import torch
 
 from featpipe.errors import UnknownNameError
@@ -31,10 +31,22 @@ def choose_device(device: str) -> str:
 
 
 def available_cores() -> int:
-    """Cores this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    """Cores this process may use: those of its affinity mask and its cgroup's quota."""
+    return int(joblib.cpu_count())
+
+
+def precisions(device: str) -> tuple[str, ...]:
+    """What a device can compute in, the fastest first.
+
+    bfloat16 comes first where the hardware multiplies it: AMX or AVX512-BF16, CUDA's tensor
+    cores from Ampere on.
+    """
+    if device.startswith("cuda"):
+        fast = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        has = torch.cpu.get_capabilities() if device == "cpu" else {}
+        fast = bool(has.get("amx_bf16") or has.get("avx512_bf16"))
+    return ("bfloat16", "float16", "float32") if fast else ("float32", "bfloat16", "float16")
 
 
 def machine_facts(device: str = "cpu") -> dict[str, Any]:

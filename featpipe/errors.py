@@ -10,7 +10,8 @@
     │   └── DecodeError         one image's bytes cannot become a picture
     ├── BackboneError           the model cannot be built
     │   ├── WeightsError        its weights cannot be had or do not fit
-    │   └── LayerError          the layer asked for is not in it
+    │   ├── LayerError          the layer asked for is not in it
+    │   └── RuntimeUnavailableError   the runtime asked for cannot run it here
     ├── CacheError              the feature file cannot be used
     │   ├── SpecMismatchError   it was made with other settings
     │   ├── ImagesChangedError  it was made from entirely other images
@@ -62,6 +63,10 @@ class WeightsError(BackboneError):
 
 class LayerError(BackboneError):
     """The layer or the pooling that was asked for is not to be had."""
+
+
+class RuntimeUnavailableError(BackboneError):
+    """The runtime, device or precision asked for cannot run this network here."""
 
 
 class CacheError(FeatpipeError):

@@ -13,14 +13,17 @@ from featpipe.cache_stock import (
     Stock,
     digest_keys,
     open_old,
-    open_other,
+    precedent_of,
     read_begun,
     read_parts,
+    refuse_other,
     refuse_other_images,
+    refuse_other_spec,
 )
 from featpipe.device import available_cores
-from featpipe.extract import prepare, scan
+from featpipe.extractor import prepare
 from featpipe.images import ImageSource, open_images
+from featpipe.loading import scan
 from featpipe.settings import ExtractSettings, ImageSettings
 from featpipe.table import Status
 
@@ -72,13 +75,19 @@ def plan_extraction(
     """
     settings = settings or ExtractSettings()
     source, path = open_images(images, image_settings), Path(out)
-    extractor = prepare(backbone, settings)
-    spec, layers = extractor.spec, list(extractor.shapes)
     with contextlib.ExitStack() as stack:
-        old = None if settings.overwrite else open_old(path, spec)
-        others = [open_other(Path(other), spec) for other in settings.reuse]
-        for cache in [*others, *([old] if old else [])]:
-            stack.enter_context(cache)
+        old = None if settings.overwrite else open_old(path)
+        if old is not None:
+            stack.enter_context(old)
+        others = [stack.enter_context(FeatureCache.salvage(other)) for other in settings.reuse]
+        folder = parts_folder(path)
+        begun = read_begun(folder)
+        extractor = prepare(backbone, settings, precedent_of(begun, old, others))
+        spec, layers = extractor.spec, list(extractor.shapes)
+        if old is not None:
+            refuse_other_spec(old.spec, spec, str(path))
+        for other in others:
+            refuse_other(other, spec)
 
         def held(cache: FeatureCache) -> Origin:
             return Origin.of_cache(cache, map(cache.inspect, layers))
@@ -88,8 +97,6 @@ def plan_extraction(
         if old is not None:
             refuse_other_images(old, digests, read)
         origins = {"finished": [held(old)] if old else []}
-        folder = parts_folder(path)
-        begun = read_begun(folder)
         going_on = begun is not None and not begun.spec.differences(spec)
         parts = read_parts(folder)[0] if going_on else []
         origins["unfinished"] = list(map(Origin.of_part, parts))

@@ -14,8 +14,8 @@ from featpipe.decode import Preprocessing
 from featpipe.descent import Descent, descend, forward, seeded
 from featpipe.device import available_cores, choose_device, machine_facts
 from featpipe.errors import ImagesError
-from featpipe.extract import load_image
 from featpipe.images import ImageSource
+from featpipe.loading import load_image
 from featpipe.metrics import score
 from featpipe.settings import ScratchSettings, TrainSettings
 from featpipe.split import Split
@@ -147,7 +147,7 @@ def _decode_all(images: ImageSource, rows: np.ndarray, side: int, file: Path) ->
         image = load_image(images, int(rows[place]), plain)
         if image.pixels is None:
             raise ImagesError(f"{images.table.ids[rows[place]]} cannot be used: {image.reason}.")
-        pixels[place] = image.pixels
+        pixels[place] = image.pixels.transpose(2, 0, 1)
 
     with ThreadPoolExecutor(available_cores()) as pool:
         for _ in pool.map(decode_into, range(len(rows))):

@@ -87,6 +87,26 @@ class ExtractSettings(_Checked):
         "Side of the network's square input, in pixels [default: the weights' own].",
         minimum=1,
     )
+    runtime: str = option(
+        "auto",
+        "What runs the network: torch, openvino; auto takes the fastest one there is.",
+        metavar="auto|torch|openvino",
+    )
+    precision: str = option(
+        "auto",
+        "What the network computes in; auto takes bfloat16 where the hardware has it, measures "
+        "what that costs, and float32 elsewhere.",
+        ("auto", "float32", "bfloat16", "float16"),
+    )
+    decode: str = option(
+        "auto",
+        "exact is torchvision's preset on Pillow to the bit; fast is TorchCodec and a resize of "
+        "bytes; cuda decodes JPEG on the GPU; auto takes the fastest one there is.",
+        ("auto", "exact", "fast", "cuda"),
+    )
+    compile: bool = option(
+        False, "Let torch.compile the network: for long runs of the torch runtime."
+    )
     dtype: str = option("float32", "Type the features are stored in.", ("float32", "float16"))
     batch_size: int | None = option(
         None, "Images in one forward pass [default: 8 on a CPU, 64 on an accelerator].", minimum=1

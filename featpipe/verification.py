@@ -11,8 +11,9 @@ from featpipe.backbones import Backbone
 from featpipe.cache import FeatureCache
 from featpipe.device import available_cores
 from featpipe.errors import BackboneError, FeatpipeError, ImagesError
-from featpipe.extract import load_image, rebuild, scan
+from featpipe.extractor import rebuild
 from featpipe.images import ImageSource, open_images
+from featpipe.loading import load_image, scan
 from featpipe.settings import ExtractSettings, ImageSettings
 from featpipe.table import Status
 
@@ -241,7 +242,10 @@ def _compute_again(
         with extractor.forward as forward:
             for start in range(0, len(rows), extractor.batch_size):
                 batch = rows[start : start + extractor.batch_size]
-                images = [load_image(source, int(there[row]), preprocessing) for row in batch]
+                images = [
+                    load_image(source, int(there[row]), preprocessing, extractor.decoder)
+                    for row in batch
+                ]
                 usable = np.array([image.status == Status.OK for image in images])
                 _note(bad, batch[~usable], "its image cannot be decoded now")
                 pixels = [image.pixels for image in images if image.pixels is not None]

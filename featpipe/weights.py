@@ -5,9 +5,11 @@ import pickle
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from featpipe.errors import WeightsError
 
@@ -22,6 +24,35 @@ class Loaded:
 
     missing: tuple[str, ...] = ()
     unexpected: tuple[str, ...] = ()
+
+
+_RANDOM = {
+    Tensor.normal_,
+    Tensor.uniform_,
+    *(
+        getattr(nn.init, f"{name}_")
+        for name in (
+            "normal", "uniform", "trunc_normal", "orthogonal", "sparse", "xavier_normal",
+            "xavier_uniform", "kaiming_normal", "kaiming_uniform",
+        )
+    ),
+}  # fmt: skip
+
+
+class Uninitialised(TorchFunctionMode):
+    """Within it, new parameters get no random values: weights are about to be loaded over them.
+
+    For a large network that is most of the time that building it takes.
+    """
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        """Leave out what draws random numbers into a parameter."""
+        target = args[0] if args else (kwargs or {}).get("tensor")
+        if func in _RANDOM and isinstance(target, nn.Parameter):
+            return target
+        return func(*args, **(kwargs or {}))
 
 
 def is_weights_file(weights: str) -> bool:

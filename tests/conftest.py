@@ -2,6 +2,7 @@
 
 import os
 import signal
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,10 @@ from featpipe.settings import ExtractSettings
 ROOT = Path(__file__).parents[1]
 SHARED = Path(os.environ.get("FEATPIPE_SHARED", ROOT.parent / "shared"))
 
+
+# Converted models are shared by all tests and by nothing else; subprocesses inherit the name.
+_MODELS = tempfile.TemporaryDirectory(prefix="featpipe-models-")
+os.environ["FEATPIPE_CACHE_DIR"] = _MODELS.name
 
 # A shell starts jobs in the background deaf to Ctrl-C, and so would be all that they start.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
@@ -44,7 +49,9 @@ def shared() -> Path:
 @pytest.fixture(scope="session")
 def small() -> ExtractSettings:
     """A real architecture at a size that costs milliseconds."""
-    return ExtractSettings(weights="random", input_size=64, batch_size=4)
+    return ExtractSettings(
+        weights="random", input_size=64, batch_size=4, precision="float32", decode="exact"
+    )
 
 
 @pytest.fixture(scope="session")

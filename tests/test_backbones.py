@@ -11,7 +11,7 @@ from safetensors.torch import save, save_file
 from featpipe.backbones import backbone_names, load_backbone, parse_backbone
 from featpipe.backbones.torchvision import weights_file
 from featpipe.errors import BackboneError, MissingExtraError, UnknownNameError, WeightsError
-from featpipe.extract import prepare
+from featpipe.extractor import prepare
 from featpipe.settings import ExtractSettings
 
 

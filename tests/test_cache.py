@@ -52,8 +52,10 @@ def builder(
     table = table or make_table([f"{row}-{n}.png" for row, n in enumerate(numbers)])
     status, reasons = np.zeros(len(numbers), np.uint8), np.full(len(numbers), "", object)
     shapes = dict.fromkeys(of.layers, (3,))
-    build = CacheBuilder(path, of, shapes, **{"batch_size": 4, **options})  # type: ignore[arg-type]
+    size = options.pop("batch_size", 4)
+    build = CacheBuilder(path, **options)  # type: ignore[arg-type]
     try:
+        build.begin(of, shapes, size)  # type: ignore[arg-type]
         build.take(table, digests, status, reasons)
     except BaseException:
         build.close()
@@ -234,10 +236,11 @@ def test_too_little_disk_is_said_beforehand(tmp_path: Path) -> None:
     table = make_table([f"{i}.png" for i in range(1000)])
     zeros = np.zeros(1000, np.uint8)
     digests = np.array([digest(i) for i in range(1000)])
+    build = CacheBuilder(tmp_path / "f.h5")
+    build.begin(SPEC, {"a": (10**12,)}, 4)
     with pytest.raises(DiskSpaceError, match="--dtype float16"):
-        CacheBuilder(tmp_path / "f.h5", SPEC, {"a": (10**12,)}, 4).take(
-            table, digests, zeros, np.full(1000, "", object)
-        )
+        build.take(table, digests, zeros, np.full(1000, "", object))
+    build.close()
 
 
 @pytest.mark.parametrize("content", [b"", b"nonsense", b"\x89HDF\r\n\x1a\n" + bytes(100)])

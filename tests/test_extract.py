@@ -15,10 +15,12 @@ import torch
 from featpipe.backbones import load_backbone
 from featpipe.cache import FeatureCache
 from featpipe.checksums import digest_bytes
-from featpipe.decode import Preprocessing, decode
+from featpipe.decode import Preprocessing, decode, to_pixels
 from featpipe.errors import DecodeError, ImagesChangedError
-from featpipe.extract import extract_features, load_image, prepare
+from featpipe.extract import extract_features
+from featpipe.extractor import prepare
 from featpipe.images import open_images
+from featpipe.loading import load_image
 from featpipe.settings import ExtractSettings
 from featpipe.table import Status
 
@@ -34,7 +36,7 @@ def test_features_are_those_of_the_plain_loop(
     std = torch.tensor(backbone.preprocessing.std).view(3, 1, 1)
     for row in (0, 13, 35):
         picture = decode((shapes / shapes_cache.table.ids[row]).read_bytes())
-        pixels = torch.from_numpy(backbone.preprocessing.pixels(picture))
+        pixels = torch.from_numpy(backbone.preprocessing.pixels(picture)).permute(2, 0, 1)
         with torch.inference_mode():
             maps = backbone.model.features(((pixels / 255 - mean) / std)[None])
         expected = maps.mean((2, 3)).numpy()[0]
@@ -178,8 +180,8 @@ def test_a_file_that_changes_while_it_is_extracted_is_not_used(shapes: Path) -> 
     source = open_images(shapes)
     plain = Preprocessing((8, 8), (8, 8))
     right = digest_bytes(source.read(0))
-    assert load_image(source, 0, plain, right).status == Status.OK
-    changed = load_image(source, 1, plain, right)
+    assert load_image(source, 0, plain, to_pixels, right).status == Status.OK
+    changed = load_image(source, 1, plain, to_pixels, right)
     assert changed.status == Status.UNREADABLE
     assert changed.pixels is None
 

@@ -31,20 +31,22 @@ from mutate import mutate
 from PIL import Image
 from pyarrow import parquet
 
-from featpipe import regular
+from featpipe import decode, decode_fast, regular
 from featpipe.cache import FeatureCache
 from featpipe.cli import cli
 from featpipe.cli._output import note, print_table, say, shown
-from featpipe.decode import MOST_PARTS, MOST_SCANS, Preprocessing, decode
+from featpipe.decode import MOST_PARTS, MOST_SCANS, Preprocessing
 from featpipe.errors import DecodeError, ImagesError
-from featpipe.extract import extract_features, load_image
+from featpipe.extract import extract_features
 from featpipe.images import ImageSource, open_images
+from featpipe.loading import Decoder, load_image
 from featpipe.settings import ImageSettings
 from featpipe.table import Status, make_table
 
 DATA = Path(__file__).parents[1] / "data"
 CIRCLES = DATA / "shapes" / "circle"
 GOOD = CIRCLES / "circle_01.jpg"
+LEVEL = 1.01 / 255  # that the two decoders may differ by
 ESCAPE = "\x1b[31m"
 posix = pytest.mark.skipif(os.name != "posix", reason="POSIX files and signals")
 linux = pytest.mark.skipif(sys.platform != "linux", reason="names of any bytes")
@@ -308,7 +310,7 @@ found = []
 for content in contents:
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     try:
-        outcome = decode(content).size
+        outcome = decode.decode(content).size
     except DecodeError as error:
         outcome = str(error)
     found.append([outcome, unit * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)])
@@ -356,15 +358,15 @@ def plain(comments: int) -> bytes:
 def test_what_costs_a_reader_ever_more_time_is_refused(
     make: Callable[[int], bytes], most: int, reason: str
 ) -> None:
-    assert decode(make(most)).size
+    assert decode.decode(make(most)).size
     with pytest.raises(DecodeError, match=reason):
-        decode(make(most + 40 if reason != "101 scans are more than" else most + 1))
+        decode.decode(make(most + 40 if reason != "101 scans are more than" else most + 1))
 
 
 def test_a_video_behind_a_picture_is_not_taken_for_scans() -> None:
     progressive = (DATA / "formats" / "progressive.jpg").read_bytes()
     noise = np.random.default_rng(0).bytes(1 << 20) + b"\xff\xda" * 1000
-    assert np.array_equal(decode(progressive + noise), decode(progressive))
+    assert np.array_equal(decode.decode(progressive + noise), decode.decode(progressive))
 
 
 @settings(deadline=None, max_examples=30)
@@ -393,10 +395,10 @@ def test_pictures_are_the_same_however_they_are_cut_into_strips(
     else:
         options = {"transparency": clear[mode]} if mode in clear else {}
         picture.save(buffer, "PNG", exif=exif, **options)
-    whole = decode(buffer.getvalue())
+    whole = decode.decode(buffer.getvalue())
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("featpipe.decode.STRIP_PIXELS", strip)
-        assert np.array_equal(decode(buffer.getvalue()), whole)
+        assert np.array_equal(decode.decode(buffer.getvalue()), whole)
 
 
 # ---- other formats in disguise -----------------------------------------------------------
@@ -428,7 +430,7 @@ def test_other_formats_are_refused_and_no_program_is_run(
     for name in ("subprocess.Popen.__init__", "os.system"):
         monkeypatch.setattr(name, lambda *call, **options: started.append(call))
     with pytest.raises(DecodeError, match="not an image of a known format"):
-        decode(content)
+        decode.decode(content)
     assert started == []
 
 
@@ -436,7 +438,7 @@ def test_of_several_pictures_in_one_file_the_first_counts() -> None:
     first, second = (Image.new("RGB", (16, 16), colour) for colour in ("red", "blue"))
     buffer = io.BytesIO()
     first.save(buffer, "MPO", save_all=True, append_images=[second])
-    red, green, blue = np.asarray(decode(buffer.getvalue())).reshape(-1, 3).T
+    red, green, blue = np.asarray(decode.decode(buffer.getvalue())).reshape(-1, 3).T
     assert red.min() > 240
     assert max(green.max(), blue.max()) < 15
 
@@ -455,8 +457,11 @@ def samples() -> list[bytes]:
     ]
 
 
+@pytest.mark.parametrize(
+    "decoder", [decode.to_pixels, decode_fast.to_pixels], ids=["exact", "fast"]
+)
 @pytest.mark.parametrize("warned", ["ignore", "error"])
-def test_300_broken_pictures_give_pixels_or_a_reason(warned: str) -> None:
+def test_300_broken_pictures_give_pixels_or_a_reason(warned: str, decoder: Decoder) -> None:
     rng, originals = np.random.default_rng(20), samples()
     broken = [mutate(originals[number % len(originals)], rng) for number in range(300)]
     source = ImageSource("broken", make_table([str(row) for row in range(300)]), broken.__getitem__)
@@ -464,14 +469,14 @@ def test_300_broken_pictures_give_pixels_or_a_reason(warned: str) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter(warned)  # type: ignore[arg-type]
         for row in range(300):
-            image = load_image(source, row, Preprocessing(48, (32, 40)))
+            image = load_image(source, row, Preprocessing(48, (32, 40)), decoder)
             outcomes.add(image.status)
             if image.pixels is None:
                 assert image.status != Status.OK
                 assert image.reason
             else:
                 assert image.status == Status.OK
-                assert image.pixels.shape == (3, 32, 40)
+                assert image.pixels.shape == (32, 40, 3)
                 assert image.pixels.dtype == np.uint8
     assert {Status.OK, Status.UNDECODABLE} <= outcomes
 
@@ -583,9 +588,9 @@ def test_any_name_goes_through_every_command(tmp_path: Path) -> None:
         for row in np.flatnonzero(cache.ok):  # each row its own picture's
             label, name = ids[row].split(b"/")
             at = NAMES.index(name.removesuffix(b".jpg")) % 12
-            picture = decode(originals[CLASSES.index(label)][at].read_bytes())
-            expected = Preprocessing((32, 32), (32, 32)).pixels(picture).ravel() / 255
-            np.testing.assert_allclose(found[row], expected, atol=1e-6)
+            picture = decode.decode(originals[CLASSES.index(label)][at].read_bytes())
+            pixels = Preprocessing((32, 32), (32, 32)).pixels(picture).transpose(2, 0, 1)
+            np.testing.assert_allclose(found[row], pixels.ravel() / 255, atol=LEVEL)
     for shown_text in (text, trained, verified):
         assert not CONTROLS.search(shown_text)
     bad_shown = b"one\\n\\x1b[31m\\udcff/bad \\udcff'\\n\\x1b[31m,\".jpg: the file is empty"

@@ -16,7 +16,20 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 # Each floor may import from the floors below it, and within a line from those before.
 FLOORS = [
     ["errors", "registry", "settings", "table", "spec", "durable"],
-    ["checksums", "regular", "manifest", "device", "decode", "weights", "layers", "descent"],
+    [
+        "checksums",
+        "regular",
+        "manifest",
+        "device",
+        "decode",
+        "decode_fast",
+        "weights",
+        "layers",
+        "network",
+        "descent",
+        "fidelity",
+    ],
+    ["throughput"],
     ["images", "backbones", "runtimes", "engines", "heads", "metrics", "split", "perceptron"],
     ["images.*", "backbones.*", "runtimes.*", "engines.*", "heads.*"],
     [
@@ -28,7 +41,7 @@ FLOORS = [
         "cache_stock",
         "cache_assemble",
     ],
-    ["cache_build"],
+    ["cache_build", "loading", "extractor", "ceilings"],
     ["extract"],
     ["plan", "verification", "transfer_parquet", "transfer_arrays", "transfer_tables", "transfer"],
     ["classifier"],
@@ -47,6 +60,8 @@ ONLY_IN = {
     "ray": {"engines.ray"},
     "timm": {"backbones.timm"},
     "openvino": {"runtimes.openvino"},
+    "torchcodec": {"decode_fast"},
+    "joblib": {"device"},
     "safetensors": {"classifier", "weights"},
     "matplotlib": {"report.plots"},
 }

@@ -17,6 +17,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -188,6 +189,8 @@ def _hold(out: Path, to: Connection) -> None:
 
     def wait(done: int, total: int) -> None:
         if done >= 12:
+            while len(list(out.with_name("f.h5.parts").glob("part-*"))) < 2:
+                time.sleep(0.01)  # written by another thread
             to.send(done)
             signal.pause()
 

@@ -13,7 +13,13 @@ from featpipe.backbones import Backbone
 from featpipe.decode import Preprocessing
 from featpipe.errors import MissingExtraError, UnknownNameError, WeightsError
 from featpipe.registry import no_such
-from featpipe.weights import Loaded, apply_state_dict, is_weights_file, read_state_dict
+from featpipe.weights import (
+    Loaded,
+    Uninitialised,
+    apply_state_dict,
+    is_weights_file,
+    read_state_dict,
+)
 
 
 def names() -> list[str]:
@@ -38,11 +44,12 @@ def load(name: str, weights: str, seed: int) -> Backbone:
             model = timm.create_model(name, pretrained=False)
     elif is_weights_file(weights) or Path(weights).exists():
         state = read_state_dict(weights)
-        model = timm.create_model(name, pretrained=False)
+        with Uninitialised():
+            model = timm.create_model(name, pretrained=False)
         loaded = apply_state_dict(model, state, weights)
     elif weights == "DEFAULT":
         try:
-            with contextlib.redirect_stdout(sys.stderr):
+            with contextlib.redirect_stdout(sys.stderr), Uninitialised():
                 model = timm.create_model(name, pretrained=True)
         except Exception as error:  # the hub client has many ways to fail
             raise WeightsError(

@@ -13,7 +13,7 @@ from featpipe.backbones import Backbone
 from featpipe.decode import Preprocessing
 from featpipe.errors import UnknownNameError, WeightsError
 from featpipe.registry import no_such
-from featpipe.weights import apply_state_dict, is_weights_file, read_state_dict
+from featpipe.weights import Uninitialised, apply_state_dict, is_weights_file, read_state_dict
 
 
 def names() -> list[str]:
@@ -41,7 +41,8 @@ def load(name: str, weights: str, seed: int) -> Backbone:
         return Backbone("torchvision", name, "random", model, preprocessing, seed, random=True)
     if is_weights_file(weights) or Path(weights).exists():
         state = read_state_dict(weights)
-        model = models.get_model(name, weights=None, **_keywords(name, preprocessing))
+        with Uninitialised():
+            model = models.get_model(name, weights=None, **_keywords(name, preprocessing))
         loaded = apply_state_dict(model, state, weights)
         return Backbone("torchvision", name, weights, model, preprocessing, loaded=loaded)
     if weights != "DEFAULT" and weights not in enum.__members__:
@@ -78,7 +79,8 @@ def _download(name: str, weights: Any) -> nn.Module:
     file = Path(urlparse(weights.url).path).name
     folder = Path(torch.hub.get_dir(), "checkpoints")
     try:
-        with contextlib.redirect_stdout(sys.stderr):  # torch announces downloads on stdout
+        # torch announces downloads on stdout
+        with contextlib.redirect_stdout(sys.stderr), Uninitialised():
             model: nn.Module = models.get_model(name, weights=weights)
     except Exception as error:  # urllib, ssl, the disk, a wrong hash: all end the same way
         raise WeightsError(

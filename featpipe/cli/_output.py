@@ -60,12 +60,15 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], left: int
 
 
 @contextmanager
-def progress(quiet: bool) -> Iterator[Callable[[str], Report]]:
-    """Yields a maker of progress reporters: bars on a terminal, plain lines elsewhere."""
+def progress(quiet: bool, note: Callable[[], str] = str) -> Iterator[Callable[[str], Report]]:
+    """Yields a maker of progress reporters: bars on a terminal, plain lines elsewhere.
+
+    `note` gives a few words to stand behind the rate.
+    """
     if quiet:
         yield lambda name: lambda done, total: None
     elif not _stderr.is_terminal:
-        yield _lines
+        yield lambda name: _lines(name, note)
     else:
         with Progress(
             TextColumn("{task.description}"),
@@ -75,35 +78,50 @@ def progress(quiet: bool) -> Iterator[Callable[[str], Report]]:
             TimeRemainingColumn(),
             console=_stderr,
         ) as bars:
-            yield lambda name: _bar(bars, name)
+            yield lambda name: _bar(bars, name, note)
 
 
-def _bar(bars: Progress, name: str) -> Report:
+class _Rate:
+    """Things a second since the first report: what came before it was preparation."""
+
+    def __init__(self) -> None:
+        self._first: tuple[float, int] | None = None
+
+    def __call__(self, now: float, done: int) -> float:
+        if self._first is None:
+            self._first = now, done
+        begun, before = self._first
+        return (done - before) / (now - begun) if now > begun else 0.0
+
+
+def _with(rate: float, note: Callable[[], str]) -> str:
+    return ", ".join(filter(None, (f"{rate:.1f}/s" if rate else "", note())))
+
+
+def _bar(bars: Progress, name: str, note: Callable[[], str]) -> Report:
     task = bars.add_task(name, total=None, rate="")
-    begun = time.perf_counter()
+    rate = _Rate()
 
     def report(done: int, total: int) -> None:
-        rate = f"{done / (time.perf_counter() - begun):.1f}/s"
-        bars.update(task, completed=done, total=total, rate=rate)
+        text = _with(rate(time.perf_counter(), done), note)
+        bars.update(task, completed=done, total=total, rate=text)
 
     return report
 
 
-def _lines(name: str) -> Report:
+def _lines(name: str, note: Callable[[], str]) -> Report:
     begun = last = time.perf_counter()
+    rate = _Rate()
 
     def report(done: int, total: int) -> None:
         nonlocal last
         now = time.perf_counter()
+        speed = rate(now, done)
         if now - last >= EVERY or (done >= total and now - begun >= EVERY):
             last = now
-            rate = done / (now - begun)
-            left = (total - done) / rate if rate else 0
-            print(
-                f"{name}: {done}/{total}, {rate:.1f}/s, {left:.0f} s left",
-                file=sys.stderr,
-                flush=True,
-            )
+            left = f", {(total - done) / speed:.0f} s left" if speed else ""
+            shown = ", ".join(filter(None, (f"{name}: {done}/{total}", _with(speed, note))))
+            print(shown + left, file=sys.stderr, flush=True)
 
     return report
 

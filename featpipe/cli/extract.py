@@ -39,6 +39,7 @@ def command(
     from featpipe.cli._output import note, print_json, progress, say
     from featpipe.cli._text import default_out, describe_cache
     from featpipe.extract import extract_features
+    from featpipe.throughput import Meter
 
     target = Path(out) if out else default_out(images, backbone)
     if plan:
@@ -46,9 +47,10 @@ def command(
 
         _print_plan(target, plan_extraction(images, backbone, target, **settings), as_json)
         return
-    with progress(quiet) as reporter:
+    meter = Meter()
+    with progress(quiet, lambda: f"{meter.bound}-bound") as reporter:
         cache = extract_features(
-            images, backbone, target, on_progress=reporter("extract"), **settings
+            images, backbone, target, on_progress=reporter("extract"), meter=meter, **settings
         )
     document = describe_cache(cache)
     if as_json:

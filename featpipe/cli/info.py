@@ -1,5 +1,6 @@
 """``featpipe info``."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import click
@@ -81,10 +82,29 @@ def _print_cache(document: dict[str, Any]) -> None:
         f"made          {conditions['finished']}, {conditions['seconds']:.1f} s on "
         f"{conditions['device']}, {conditions['cpu']}, torch {conditions['versions']['torch']}"
     )
+    for line in _execution(conditions):
+        say(line)
     if document["without_features"]:
         say("without features:")
         for row in document["without_features"]:
             say(f"  {row['id']}: {row['reason']}")
+
+
+def _execution(conditions: dict[str, Any]) -> Iterator[str]:
+    """How the features were computed; files of earlier versions do not say."""
+    from featpipe.fidelity import Fidelity
+    from featpipe.throughput import describe
+
+    if "execution" in conditions:
+        how = conditions["execution"]
+        yield (
+            f"computed by   {how['runtime']} in {how['precision']}, {how['decode']} decoding, "
+            f"{how['batch_size']} images a batch"
+        )
+    if "fidelity" in conditions:
+        yield f"fidelity      {Fidelity(**conditions['fidelity'])}"
+    if "throughput" in conditions:
+        yield f"speed         {describe(conditions['throughput'])}"
 
 
 def _print_classifier(document: dict[str, Any]) -> None:

@@ -18,7 +18,7 @@ class LoadedImage:
 
     Attributes
     ----------
-    pixels : uint8 array, shape (3, height, width), or None
+    pixels : uint8 array, shape (height, width, 3), or None
     status : Status
     reason : str
         Empty if the status is OK.

@@ -1,7 +1,11 @@
-"""One process: threads read and decode ahead of the forward passes."""
+"""One process: threads read and decode ahead of the forward passes.
+
+Threads suffice, since Pillow, TorchCodec and the runtimes let go of the interpreter while they
+work.
+"""
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 
@@ -9,12 +13,18 @@ import numpy as np
 
 from featpipe.engines import Batch, Batches, Forward, Load, LoadedImage
 from featpipe.errors import LayerError
+from featpipe.throughput import Meter
 
 AHEAD = 2  # batches being decoded while every lane is busy; bounds the memory
 
 
 def run(
-    batches: Iterable[list[int]], load: Load, forward: Forward, workers: int, lanes: int = 1
+    batches: Iterable[list[int]],
+    load: Load,
+    forward: Forward,
+    workers: int,
+    lanes: int = 1,
+    meter: Meter | None = None,
 ) -> Batches:
     """Yield each batch's features, in order.
 
@@ -23,6 +33,19 @@ def run(
     in the same company whatever happened to it; its features are never handed on as its own,
     since its status says so.
     """
+    measured = meter or Meter()
+    measured.begin(workers, lanes)
+
+    def load_some(items: list[int]) -> list[LoadedImage]:
+        with measured.working("decode"):
+            return [load(item) for item in items]
+
+    def compute(items: list[int], loading: list[Future[list[LoadedImage]]]) -> Batch:
+        with measured.waiting_for("decode"):
+            images = [image for future in loading for image in future.result()]
+        with measured.working("forward"):
+            return _forwarded(items, images, forward)
+
     waiting: deque[Future[Batch]] = deque()
     with (
         ThreadPoolExecutor(lanes, thread_name_prefix="featpipe-forward") as computing,
@@ -30,8 +53,8 @@ def run(
     ):
         try:
             for items in batches:
-                images = [loading.submit(load, item) for item in items]
-                waiting.append(computing.submit(_compute, items, images, forward))
+                tasks = [loading.submit(load_some, some) for some in _shares(items, workers)]
+                waiting.append(computing.submit(compute, items, tasks))
                 if len(waiting) >= lanes + AHEAD:
                     yield waiting.popleft().result()
             while waiting:
@@ -41,8 +64,14 @@ def run(
             computing.shutdown(cancel_futures=True)
 
 
-def _compute(items: list[int], loading: list[Future[LoadedImage]], forward: Forward) -> Batch:
-    images = [future.result() for future in loading]
+def _shares(items: list[int], workers: int) -> Iterator[list[int]]:
+    """A batch divided among the workers: one task for each, since tasks cost time of their own."""
+    size = -(-len(items) // workers)
+    for start in range(0, len(items), size):
+        yield items[start : start + size]
+
+
+def _forwarded(items: list[int], images: list[LoadedImage], forward: Forward) -> Batch:
     decoded = [image.pixels for image in images if image.pixels is not None]
     if not decoded:
         return Batch(items, images, {})

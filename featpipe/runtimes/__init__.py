@@ -1,49 +1,75 @@
 """How a forward pass is executed. Each file here is one way.
 
-A plug-in has ``Runtime(cut, layers, preprocessing, device)``; calling it with a batch of
-pixels gives each layer's pooled features.
+A plug-in has ``rank(device, precision) -> int``, how fast it is beside the others there (0: it
+cannot), and ``Runtime(network, device, precision, batch_size, compiled)``, a `ForwardPass`.
 """
 
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import Protocol, Self
 
 import numpy as np
 
-from featpipe.layers import Shape
-
-
-@dataclass(frozen=True)
-class PooledLayer:
-    """A layer that is wanted, how it is pooled, and the shape before pooling."""
-
-    name: str
-    pool: str
-    shape: Shape
+from featpipe.registry import load_plugin, plugin_names
 
 
 class ForwardPass(Protocol):
-    """What a runtime offers.
+    """What a runtime offers. It is entered as a context manager while it runs.
 
     Attributes
     ----------
+    name : str
+        Of the plug-in.
     device : str
         Where it runs.
     precision : str
         What it computes in; part of the Spec.
     lanes : int
-        How many forward passes to run side by side. While they do, the runtime is entered as
-        a context manager.
+        How many forward passes to run side by side, once entered.
     """
 
+    name: str
     device: str
     precision: str
     lanes: int
 
     def __enter__(self) -> Self:
-        """Make ready for the lanes."""
+        """Make ready for the lanes; here, not before, anything costly happens.
+
+        Raises
+        ------
+        RuntimeUnavailableError
+            If it cannot run this network after all.
+        """
 
     def __exit__(self, *error: object) -> None:
         """Leave the process as it was."""
 
     def __call__(self, pixels: np.ndarray) -> dict[str, np.ndarray]:
-        """Features of a uint8 batch, shape (batch, 3, height, width), as float32 arrays."""
+        """Features of a uint8 batch, shape (batch, height, width, 3), as float32 arrays."""
+
+
+def fastest(device: str, precision: str) -> list[str]:
+    """Names of the runtimes that can run there in that precision, the fastest first."""
+    ranks = {
+        name: load_plugin("runtimes", name).rank(device, precision)
+        for name in plugin_names("runtimes")
+    }
+    able = [name for name, rank in ranks.items() if rank > 0]
+    return sorted(able, key=lambda name: -ranks[name])
+
+
+def in_batches(
+    pixels: np.ndarray, size: int, run: Callable[[np.ndarray], tuple[np.ndarray, ...]]
+) -> tuple[np.ndarray, ...]:
+    """Run batches of exactly `size` images, the last one filled up; results of the real ones."""
+    done = []
+    for start in range(0, len(pixels), size):
+        batch = pixels[start : start + size]
+        count = len(batch)
+        if count < size:
+            filling = np.zeros((size - count, *batch.shape[1:]), batch.dtype)
+            batch = np.concatenate([batch, filling])
+        done.append([rows[:count] for rows in run(batch)])
+    return tuple(
+        parts[0] if len(parts) == 1 else np.concatenate(parts) for parts in zip(*done, strict=True)
+    )

@@ -1,44 +1,58 @@
-"""Eager PyTorch in float32, on the CPU or on an accelerator."""
+"""PyTorch: eager or compiled, on the CPU or on an accelerator, in any precision."""
 
-from typing import Self
+import logging
+import threading
+from typing import Any, Self
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from featpipe.decode import Preprocessing
-from featpipe.device import available_cores, choose_device
-from featpipe.layers import pool
-from featpipe.runtimes import PooledLayer
+from featpipe.device import available_cores
+from featpipe.errors import RuntimeUnavailableError
+from featpipe.network import Network
+from featpipe.runtimes import in_batches
 
 MOST_LANES = 8
+CUDA_LANES = 2  # one copies while the other computes
+log = logging.getLogger(__name__)
+
+
+def rank(device: str, precision: str) -> int:
+    """It runs everywhere."""
+    return 1
 
 
 class Runtime:
-    """A cut of a network, on a device, that takes uint8 pixels.
-
-    Pixels cross to the device as bytes; scaling and normalisation happen there, with the same
-    operations in the same order as torchvision's presets.
+    """A network on a device. Pixels cross to it as bytes; normalisation happens there.
 
     A CPU runs one single-threaded forward pass a core: threads that share one pass wait for
     each other at every layer, which beside decoding threads costs most of the time. Beyond
     eight cores passes get several threads, since each pass holds its own activations.
+
+    On CUDA every lane has its own stream, page-locked buffers and, where the network allows it,
+    a CUDA graph of one fixed batch, so that copies of one lane run beside the other's kernels.
+    When the memory does not suffice the batch is halved, and said so.
     """
 
-    precision = "float32"
+    name = "torch"
 
     def __init__(
-        self, cut: nn.Module, layers: list[PooledLayer], preprocessing: Preprocessing, device: str
+        self, network: Network, device: str, precision: str, batch_size: int, compiled: bool = False
     ) -> None:
-        self.device = choose_device(device)
-        self.lanes = min(available_cores(), MOST_LANES) if self.device == "cpu" else 1
-        self._layers = layers
-        self._cut = cut.to(self.device).to(memory_format=torch.channels_last)
-        self._mean = torch.tensor(preprocessing.mean, device=self.device).view(1, 3, 1, 1)
-        self._std = torch.tensor(preprocessing.std, device=self.device).view(1, 3, 1, 1)
+        self.device, self.precision = device, precision
+        self._batch, self._compiled = batch_size, compiled
+        on_cpu, on_cuda = device == "cpu", device.startswith("cuda")
+        self.lanes = min(available_cores(), MOST_LANES) if on_cpu else CUDA_LANES if on_cuda else 1
+        self._names = [layer.name for layer in network.layers]
+        self._given = network
+        self._run: Any = None
+        self._local = threading.local()
 
     def __enter__(self) -> Self:
-        """Give each lane its share of the threads."""
+        """Put the network on its device and give each lane its share of the threads."""
+        if self._run is None:
+            self._run = self._prepared()
         self._threads = torch.get_num_threads()
         if self.device == "cpu":
             torch.set_num_threads(max(1, available_cores() // self.lanes))
@@ -48,17 +62,117 @@ class Runtime:
         """Give the process its threads back."""
         torch.set_num_threads(self._threads)
 
+    def _prepared(self) -> Any:
+        dtype = getattr(torch, self.precision)
+        network = self._given if dtype == torch.float32 else self._given.at(dtype)
+        network.to(self.device)
+        network.cut.to(memory_format=torch.channels_last)
+        if not self._compiled:
+            return network
+        if self.device == "cpu":
+            import torch._inductor.config as inductor
+
+            inductor.freezing = True  # weights are laid out once, for good
+        run = torch.compile(network, dynamic=False)
+        try:
+            with torch.inference_mode():  # compiled on its first batch, before any lane runs
+                run(torch.zeros(self._batch, *network.size, 3, dtype=torch.uint8).to(self.device))
+        except Exception as error:  # no compiler, an operator it does not know
+            reason = (str(error) or type(error).__name__).strip().splitlines()[0]
+            raise RuntimeUnavailableError(f"torch.compile failed: {reason}") from error
+        return run
+
     def __call__(self, pixels: np.ndarray) -> dict[str, np.ndarray]:
-        """Features of a uint8 batch, shape (batch, 3, height, width), as float32 arrays."""
+        """Features of a uint8 batch, shape (batch, height, width, 3), as float32 arrays."""
         with torch.inference_mode():
-            images = torch.from_numpy(pixels).to(self.device)
-            images = images.to(memory_format=torch.channels_last).float() / 255
-            outputs = self._cut((images - self._mean) / self._std)
-            return {
-                layer.name: _to_numpy(pool(output, layer.pool, layer.shape))
-                for layer, output in zip(self._layers, outputs, strict=True)
-            }
+            if self.device.startswith("cuda"):
+                rows = self._on_cuda(pixels)
+            elif self._compiled:
+                rows = in_batches(pixels, self._batch, self._at_once)
+            else:
+                rows = self._at_once(pixels)
+        return dict(zip(self._names, rows, strict=True))
+
+    def _at_once(self, pixels: np.ndarray) -> tuple[np.ndarray, ...]:
+        assert self._run is not None
+        outputs = self._run(torch.from_numpy(pixels).to(self.device))
+        return tuple(output.contiguous().cpu().numpy() for output in outputs)
+
+    # ---- CUDA ------------------------------------------------------------------------------
+
+    def _on_cuda(self, pixels: np.ndarray) -> tuple[np.ndarray, ...]:
+        while True:
+            size = self._batch
+            try:
+                return in_batches(pixels, size, self._lane(size))
+            except torch.OutOfMemoryError:
+                self._local.lane = None
+                torch.cuda.empty_cache()
+                if size == 1:
+                    raise
+                with _HALVING:
+                    if self._batch == size:  # not yet by another lane
+                        self._batch = size // 2
+                        log.warning(
+                            "%d images do not fit into the memory of %s; going on with %d at once.",
+                            size,
+                            self.device,
+                            self._batch,
+                        )
+
+    def _lane(self, size: int) -> "_Lane":
+        lane: _Lane | None = getattr(self._local, "lane", None)
+        if lane is None or lane.size != size:
+            lane = self._local.lane = _Lane(self._run, self._given.size, size, self.device)
+        return lane
 
 
-def _to_numpy(features: Tensor) -> np.ndarray:
-    return features.float().contiguous().cpu().numpy()
+_HALVING = threading.Lock()
+_CAPTURING = threading.Lock()  # only one graph may be recorded at a time in a process
+
+
+class _Lane:
+    """One thread's stream, buffers and graph for batches of one size."""
+
+    def __init__(self, run: Any, image: tuple[int, int], size: int, device: str) -> None:
+        self.size = size
+        self._run = run
+        self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        self._host = torch.zeros(size, *image, 3, dtype=torch.uint8).pin_memory()
+        with torch.cuda.stream(self._stream):
+            self._pixels = self._host.to(device, non_blocking=True)
+            with _CAPTURING:
+                self._record()
+            self._results = [torch.empty_like(out, device="cpu").pin_memory() for out in self._out]
+        self._stream.synchronize()
+
+    def _record(self) -> None:
+        self._graph = None
+        for _ in range(3):  # libraries choose their kernels on the first runs
+            self._out: tuple[Tensor, ...] = self._run(self._pixels)
+        self._stream.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        try:
+            # The other lane may go on allocating meanwhile.
+            with torch.cuda.graph(graph, stream=self._stream, capture_error_mode="thread_local"):
+                self._out = self._run(self._pixels)
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:  # it waits for the device in its midst, or the like
+            log.info("No CUDA graph of this network: %s", str(error).splitlines()[0])
+            torch.cuda.synchronize()
+        else:
+            self._graph = graph
+
+    def __call__(self, pixels: np.ndarray) -> tuple[np.ndarray, ...]:
+        self._host.copy_(torch.from_numpy(pixels))
+        with torch.cuda.stream(self._stream):
+            self._pixels.copy_(self._host, non_blocking=True)
+            if self._graph is not None:
+                self._graph.replay()
+            else:
+                self._out = self._run(self._pixels)
+            for result, out in zip(self._results, self._out, strict=True):
+                result.copy_(out, non_blocking=True)
+        self._stream.synchronize()
+        return tuple(result.numpy().copy() for result in self._results)

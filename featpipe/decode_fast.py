@@ -1,0 +1,108 @@
+"""The fast way from bytes to pixels: TorchCodec for JPEG, resizing in uint8, large JPEGs scaled.
+
+What is refused, and what a picture looks like, are those of `decode`: Pillow reads the header
+first, and whatever is not a plain JPEG goes through it. What differs is rounding, since torch
+resizes bytes where Pillow keeps more digits between its two passes; and a JPEG of at least four
+times the sides that are needed is halved, once or more, as it is decoded (of its cosine
+transforms only the low frequencies are computed).
+"""
+
+import functools
+import io
+import warnings
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms.v2 import functional as F
+
+from featpipe.decode import FORMATS, Preprocessing, decode, refuse_bomb, refuse_slow, turn_of
+from featpipe.errors import DecodeError
+
+DECODER = (
+    "torchcodec: uint8 resize, large JPEG halved; alpha over white, 16 bit scaled to 8, first frame"
+)
+MODES = ("bilinear", "bicubic")  # what torch resizes in uint8
+SPARE = 2  # times the sides that are needed: a JPEG is never halved below
+
+
+def to_pixels(data: bytes, preprocessing: Preprocessing) -> np.ndarray:
+    """Decode, resize and crop one image: uint8 array, shape (height, width, 3).
+
+    Raises
+    ------
+    DecodeError
+        As `decode` does.
+    """
+    how = preprocessing
+    if how.interpolation not in MODES or not how.antialias or how.resize is None:
+        return how.pixels(decode(data, how.exif))
+    picture = _jpeg(data, how) if data.startswith(b"\xff\xd8") else None
+    if picture is None:
+        picture = _to_tensor(decode(data, how.exif))
+    how.refuse_narrow(picture.shape[2], picture.shape[1])
+    size = [how.resize] if isinstance(how.resize, int) else list(how.resize)
+    picture = F.resize(picture, size, InterpolationMode(how.interpolation), antialias=True)
+    picture = F.center_crop(picture, list(how.crop))
+    pixels: np.ndarray = picture.permute(1, 2, 0).contiguous().numpy()
+    return pixels
+
+
+def _to_tensor(picture: Image.Image) -> Tensor:
+    return torch.from_numpy(np.array(picture)).permute(2, 0, 1)
+
+
+def _jpeg(data: bytes, how: Preprocessing) -> Tensor | None:
+    """A picture of shape (3, height, width), or None if Pillow is to say what it is."""
+    refuse_slow(data)
+    try:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as opened:
+            if opened.format != "JPEG" or opened.mode not in ("RGB", "L"):
+                return None
+            refuse_bomb(opened, data)
+            turn, full = turn_of(opened), opened.size
+            opened.draft("RGB", _spacious(full, how))
+            if opened.size != full:
+                scaled = opened.convert("RGB")
+                return _to_tensor(
+                    scaled if turn is None or not how.exif else scaled.transpose(turn)
+                )
+        return None if turn is not None and not how.exif else _decoder()(data)
+    except DecodeError:
+        raise
+    except Exception:  # Pillow finds the words, when it decodes the whole
+        return None
+
+
+def _spacious(size: tuple[int, int], how: Preprocessing) -> tuple[int, int]:
+    """Width and height that are enough for an exact resize; a turned picture needs no others."""
+    least = how.resize if isinstance(how.resize, int) else max(how.resize or size)
+    scale = SPARE * least / min(size)
+    return round(size[0] * scale), round(size[1] * scale)
+
+
+@functools.cache
+def _decoder() -> Callable[[bytes], Tensor]:
+    """A strict JPEG decoder that turns pictures upright."""
+    try:
+        from torchcodec import decoders
+    except Exception:  # not installed, or its libraries do not fit this torch
+        return _by_torchvision
+    decoder: Callable[[bytes], Tensor] = decoders.decode_jpeg
+    return decoder
+
+
+def _by_torchvision(data: bytes) -> Tensor:
+    """What there was before TorchCodec; it fills what is missing from a file with grey."""
+    from torchvision.io import ImageReadMode, decode_jpeg
+
+    if not data.rstrip(b"\0").endswith(b"\xff\xd9"):
+        raise ValueError("the end of the picture is missing")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # deprecated since torchvision 0.29, for TorchCodec
+        encoded = torch.frombuffer(bytearray(data), dtype=torch.uint8)
+        picture: Tensor = decode_jpeg(encoded, ImageReadMode.RGB, apply_exif_orientation=True)
+    return picture

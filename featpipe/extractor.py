@@ -1,0 +1,351 @@
+"""A backbone made ready to turn pixels into features, in the fastest way that is true to it."""
+
+import hashlib
+import json
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import product
+
+import numpy as np
+from torch import nn
+
+from featpipe import decode, decode_fast
+from featpipe.backbones import Backbone, choose_pool, load_backbone, parse_backbone
+from featpipe.cache_stock import Precedent
+from featpipe.decode import Preprocessing
+from featpipe.device import choose_device, precisions
+from featpipe.errors import BackboneError, LayerError, RuntimeUnavailableError, WeightsError
+from featpipe.fidelity import COSINE, IMAGES, Fidelity, compare_features
+from featpipe.images import ImageSource
+from featpipe.layers import Shape, needed_tensors, pooled_shape, structure_of
+from featpipe.loading import Decoder, load_image
+from featpipe.network import Network, PooledLayer
+from featpipe.registry import load_plugin
+from featpipe.runtimes import ForwardPass, fastest
+from featpipe.settings import ExtractSettings
+from featpipe.spec import Spec
+from featpipe.weights import digest_weights
+
+log = logging.getLogger(__name__)
+
+DECODERS: dict[str, tuple[str, Decoder]] = {
+    "exact": (decode.DECODER, decode.to_pixels),
+    "fast": (decode_fast.DECODER, decode_fast.to_pixels),
+}
+
+
+@dataclass(frozen=True)
+class Execution:
+    """One way to compute features: what runs the network, in what precision, how bytes decode."""
+
+    runtime: str
+    precision: str
+    decode: str
+
+    def __str__(self) -> str:
+        return f"{self.runtime}, {self.precision}, {self.decode} decoding"
+
+
+REFERENCE = Execution("torch", "float32", "exact")
+
+
+@dataclass(frozen=True, eq=False)
+class Extractor:
+    """A backbone cut at its layers, how it is executed, and the Spec of what comes out.
+
+    Attributes
+    ----------
+    others : tuple of Execution
+        What else the settings allow, should this one fail or not be true enough.
+    """
+
+    backbone: Backbone
+    network: Network
+    execution: Execution
+    others: tuple[Execution, ...]
+    forward: ForwardPass
+    shapes: dict[str, Shape]
+    spec: Spec
+    batch_size: int
+    compiled: bool
+
+    @property
+    def decoder(self) -> Decoder:
+        """From an image's bytes to pixels."""
+        return DECODERS[self.execution.decode][1]
+
+    def at(self, execution: Execution, others: tuple[Execution, ...] = ()) -> "Extractor":
+        """The same, executed in another way."""
+        return replace(
+            self,
+            execution=execution,
+            others=others,
+            forward=_runtime(self, execution),
+            spec=replace(
+                self.spec, precision=execution.precision, decoder=DECODERS[execution.decode][0]
+            ),
+        )
+
+
+def prepare(
+    backbone: str | Backbone, settings: ExtractSettings, known: Precedent | None = None
+) -> Extractor:
+    """Load a backbone, cut it at the layers asked for, and choose how to run it.
+
+    What the settings leave open is as `known` has it, else the fastest that there is. Nothing
+    costly but the loading is done here.
+
+    Raises
+    ------
+    RuntimeUnavailableError
+        If the runtime, precision or decoder asked for is not to be had here.
+    """
+    loaded = load_backbone(backbone, settings.weights, settings.seed, settings.input_size)
+    _say_what_is_missing(loaded)
+    graph = loaded.layers()
+    names = [graph.resolve(name) for name in settings.layer] or [graph.default]
+    if len(set(names)) != len(names):
+        raise LayerError(f"A layer is asked for twice: {', '.join(names)}.")
+    layers = []
+    for name in names:
+        how = choose_pool(settings.pool, bool(settings.layer), graph.shapes[name])
+        layers.append(PooledLayer(name, how, graph.shapes[name]))
+    cut = loaded.cut(graph, names)
+    spec = Spec(
+        backbone=f"{loaded.source}:{loaded.name}",
+        weights=loaded.weights,
+        seed=loaded.seed,
+        weights_digests={name: _digest(loaded, loaded.cut(graph, [name])) for name in names},
+        random_weights=loaded.random,
+        layers={layer.name: layer.pool for layer in layers},
+        preprocessing=loaded.preprocessing.to_dict(),
+        decoder="",
+        precision="",
+        dtype=settings.dtype,
+    )
+    network = Network(cut, layers, loaded.preprocessing, _identity(spec, layers))
+    device = choose_device(settings.device)
+    first, *others = _executions(settings, device, network.learnt, known)
+    # A CPU is fastest while a batch's activations stay in its cache.
+    begun = known.batch_size if known is not None else None
+    batch_size = begun or settings.batch_size or (8 if device == "cpu" else 64)
+    shapes = {layer.name: pooled_shape(layer.pool, layer.shape) for layer in layers}
+    forward = load_plugin("runtimes", "torch").Runtime(network, device, "float32", batch_size)
+    reference = Extractor(
+        loaded, network, REFERENCE, (), forward, shapes, spec, batch_size, settings.compile
+    )
+    return reference.at(first, tuple(others))
+
+
+def _runtime(extractor: Extractor, execution: Execution) -> ForwardPass:
+    runtime = load_plugin("runtimes", execution.runtime)
+    made: ForwardPass = runtime.Runtime(
+        extractor.network,
+        extractor.forward.device,
+        execution.precision,
+        extractor.batch_size,
+        extractor.compiled,
+    )
+    return made
+
+
+def _executions(
+    settings: ExtractSettings, device: str, learnt: bool, known: Precedent | None
+) -> list[Execution]:
+    """All that the settings allow on this device, the one to take first."""
+    modes = {name: mode for mode, (name, _) in DECODERS.items()}
+    if settings.decode != "auto":
+        decoders = [settings.decode]
+    elif known is not None and known.spec.decoder in modes:
+        decoders = [modes[known.spec.decoder]]
+    else:
+        decoders = ["fast", "exact"]
+    if settings.precision != "auto":
+        wanted = [settings.precision]
+    elif known is not None and known.spec.precision in precisions(device):
+        wanted = [known.spec.precision]
+    else:
+        wanted = list(dict.fromkeys([precisions(device)[0] if learnt else "float32", "float32"]))
+    found = []
+    for mode, precision in product(decoders, wanted):
+        able = fastest(device, precision)
+        if settings.runtime != "auto":
+            load_plugin("runtimes", settings.runtime)  # or say which there are
+            runtimes = [name for name in able if name == settings.runtime]
+        elif not learnt:
+            runtimes = ["torch"]  # nothing to gain
+        else:
+            runtimes = sorted(able, key=lambda name: known is None or name != known.runtime)
+        found += [Execution(name, precision, mode) for name in runtimes]
+    if not found:
+        raise RuntimeUnavailableError(
+            f"{settings.runtime} does not compute in {' or '.join(wanted)} on {device} here. "
+            "Use --runtime auto or --precision auto."
+        )
+    return found
+
+
+def choose(extractor: Extractor, source: ImageSource) -> tuple[Extractor, Fidelity | None]:
+    """Measure an extractor on a few of the images, and take the next one if it is not true.
+
+    The extractor that is returned is ready to run.
+
+    Returns
+    -------
+    Extractor
+    Fidelity or None
+        None if it is the reference itself, or no image could be decoded.
+    """
+    if extractor.execution == REFERENCE and not extractor.compiled:
+        return _ready(extractor), None
+    rows = _samples(source, extractor)
+    reference: dict[str, np.ndarray] = {}
+    while True:
+        extractor = _ready(extractor)
+        if not rows:
+            return extractor, None
+        if not reference:
+            reference = _features(extractor.at(REFERENCE), source, rows)
+        measured = compare_features(reference, _features(extractor, source, rows))
+        if measured.good:
+            log.info("%s: %s.", extractor.execution, measured)
+            return extractor, measured
+        if not extractor.others:
+            log.warning(
+                "%s: %s; less than %g, but it was asked for.",
+                extractor.execution,
+                measured,
+                COSINE,
+            )
+            return extractor, measured
+        log.warning(
+            "%s: %s; less than %g. Going on with %s.",
+            extractor.execution,
+            measured,
+            COSINE,
+            extractor.others[0],
+        )
+        extractor = extractor.at(extractor.others[0], extractor.others[1:])
+
+
+def _ready(extractor: Extractor) -> Extractor:
+    """The extractor, compiled; or the next one that can run this network."""
+    while True:
+        try:
+            with extractor.forward:
+                return extractor
+        except RuntimeUnavailableError as error:
+            if not extractor.others:
+                raise
+            log.warning("%s Going on with %s.", error, extractor.others[0])
+            extractor = extractor.at(extractor.others[0], extractor.others[1:])
+
+
+def _samples(source: ImageSource, extractor: Extractor) -> list[int]:
+    """A few rows from all over the source whose images can be decoded."""
+    tried = np.linspace(0, len(source) - 1, min(len(source), 4 * IMAGES)).astype(int)
+    found: list[int] = []
+    for row in np.random.default_rng(0).permutation(np.unique(tried)):
+        image = load_image(source, int(row), extractor.backbone.preprocessing)
+        if image.pixels is not None:
+            found.append(int(row))
+        if len(found) == IMAGES:
+            break
+    return found
+
+
+def _features(extractor: Extractor, source: ImageSource, rows: list[int]) -> dict[str, np.ndarray]:
+    plain = extractor.backbone.preprocessing
+    images = [load_image(source, row, plain, extractor.decoder) for row in rows]
+    pixels = [image.pixels for image in images if image.pixels is not None]
+    with extractor.forward as forward:
+        return forward(np.stack(pixels))
+
+
+def rebuild(
+    spec: Spec, layers: Sequence[str], settings: ExtractSettings, backbone: Backbone | None = None
+) -> tuple[Extractor, list[str]]:
+    """Make ready what once made features of a Spec, at some of its layers.
+
+    Parameters
+    ----------
+    spec : Spec
+    layers : sequence of str
+    settings : ExtractSettings
+        ``weights`` (where their file lies now), ``device``, ``runtime``, ``batch_size`` and
+        ``trust_code`` are used; the rest is the Spec's.
+    backbone : Backbone
+        The network, if it is loaded already.
+
+    Returns
+    -------
+    Extractor
+        Ready to run.
+    list of str
+        What differs from the Spec, but for how features were stored; empty if nothing does.
+
+    Raises
+    ------
+    BackboneError
+        If the Spec names code of the user's own, and it is not said to be trusted.
+    """
+    names_code = backbone is None and parse_backbone(spec.backbone)[0] == "python"
+    if names_code and not settings.trust_code:
+        raise BackboneError(
+            f"The file names {spec.backbone}, code that is looked for here and would be run. If "
+            "you trust both, say --trust-code (in Python: trust_code=True, or pass the backbone)."
+        )
+    try:
+        weights = settings.weights or spec.weights
+        loaded = backbone or load_backbone(spec.backbone, weights, spec.seed)
+    except WeightsError as error:
+        raise WeightsError(f"{error} Say where they lie now with --weights PATH.") from error
+    stored = Preprocessing.from_dict(spec.preprocessing)
+    pools = {spec.layers[name] for name in layers}
+    if len(pools) != 1:
+        raise LayerError(f"{', '.join(layers)} are not pooled alike.")
+    extractor = prepare(
+        replace(loaded, preprocessing=stored),
+        replace(settings, layer=tuple(layers), pool=pools.pop(), input_size=None),
+        Precedent(spec),
+    )
+    wanted = replace(spec.only(layers), dtype=extractor.spec.dtype)
+    differences = wanted.differences(extractor.spec)
+    return (extractor if differences else _ready(extractor)), differences
+
+
+def _say_what_is_missing(loaded: Backbone) -> None:
+    if loaded.random:
+        log.warning(
+            "%s: random weights, nothing in them was learnt from any image. Figures say how the "
+            "pipeline runs, not how good the backbone is.",
+            loaded.title,
+        )
+    if loaded.loaded.missing or loaded.loaded.unexpected:
+        log.warning(
+            "%s: %d tensors of %s are missing from the file (%s), %d in it are of no use (%s).",
+            loaded.weights,
+            len(loaded.loaded.missing),
+            loaded.title,
+            ", ".join(loaded.loaded.missing[:4]) or "none",
+            len(loaded.loaded.unexpected),
+            ", ".join(loaded.loaded.unexpected[:4]) or "none",
+        )
+
+
+def _digest(backbone: Backbone, cut: nn.Module) -> str:
+    # A name stands for one architecture, but for the user's own, whose code may change.
+    structure = structure_of(cut) if backbone.source == "python" else ""
+    return digest_weights(needed_tensors(cut), structure)
+
+
+def _identity(spec: Spec, layers: list[PooledLayer]) -> str:
+    """Of the network from pixels to pooled features, whatever its precision."""
+    decides = [
+        spec.backbone,
+        spec.weights_digests,
+        [[layer.name, layer.pool, layer.shape] for layer in layers],
+        [spec.preprocessing[name] for name in ("crop", "mean", "std")],
+    ]
+    return hashlib.blake2b(json.dumps(decides).encode(), digest_size=16).hexdigest()
