@@ -169,14 +169,14 @@ def _executions(
         wanted = list(dict.fromkeys([precisions(device)[0] if learnt else "float32", "float32"]))
     found = []
     for mode, precision in product(decoders, wanted):
-        able = fastest(device, precision)
         if settings.runtime != "auto":
-            load_plugin("runtimes", settings.runtime)  # or say which there are
-            runtimes = [name for name in able if name == settings.runtime]
+            runtime = load_plugin("runtimes", settings.runtime)  # or say which there are
+            runtimes = [settings.runtime] if runtime.rank(device, precision) else []
         elif not learnt:
             runtimes = ["torch"]  # nothing to gain
         else:
-            runtimes = sorted(able, key=lambda name: known is None or name != known.runtime)
+            runtimes = fastest(device, precision)
+            runtimes.sort(key=lambda name: known is None or name != known.runtime)
         found += [Execution(name, precision, mode) for name in runtimes]
     if not found:
         raise RuntimeUnavailableError(

@@ -212,7 +212,8 @@ def stop(done, total):
     if batches == int(sys.argv[4]):
         os.kill(os.getpid(), getattr(signal, sys.argv[5]))
 extract_features(sys.argv[1], "squeezenet1_1", sys.argv[2],
-                 ExtractSettings(weights="random", input_size=64, batch_size=4), on_progress=stop)
+                 ExtractSettings(weights="random", input_size=64, batch_size=4,
+                                 precision="float32", decode="exact"), on_progress=stop)
 """
 
 

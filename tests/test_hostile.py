@@ -310,7 +310,7 @@ found = []
 for content in contents:
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     try:
-        outcome = decode.decode(content).size
+        outcome = decode(content).size
     except DecodeError as error:
         outcome = str(error)
     found.append([outcome, unit * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)])

@@ -52,7 +52,9 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="forks, limits a
 
 SHAPES = Path(__file__).parents[1] / "data" / "shapes"
 SECONDS = 60  # after which a process hangs
-RANDOM = ExtractSettings(weights="random", input_size=64, batch_size=4)
+RANDOM = ExtractSettings(
+    weights="random", input_size=64, batch_size=4, precision="float32", decode="exact"
+)
 TWO = spec(layers={"a": "flatten", "b": "flatten"}, weights_digests={"a": "d", "b": "e"})
 NEW = spec(precision="bfloat16")
 
