@@ -1,9 +1,9 @@
 """What this machine can do: each stage alone, in every way there is, and which way is best."""
 
-import contextlib
+import io
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -14,51 +14,69 @@ from PIL import Image
 from featpipe.backbones import Backbone, load_backbone
 from featpipe.cache_parts import Part
 from featpipe.ceilings import forward_rate, rate
-from featpipe.decode import encode_jpeg
 from featpipe.device import available_cores, machine_facts, precisions
 from featpipe.errors import ImagesError, RuntimeUnavailableError
-from featpipe.extractor import REFERENCE, Execution, Extractor, decoders, features_of, prepare
-from featpipe.fidelity import COSINE, IMAGES, compare_features
+from featpipe.extractor import (
+    DECODERS,
+    REFERENCE,
+    Execution,
+    Extractor,
+    features_of,
+    prepare,
+    sample_rows,
+)
+from featpipe.fidelity import IMAGES, Fidelity, compare_features
 from featpipe.images import ImageSource, open_images
+from featpipe.loading import load_image
 from featpipe.runtimes import fastest
 from featpipe.settings import ExtractSettings, ImageSettings
 from featpipe.table import make_table
 from featpipe.throughput import Ceilings
 
-SYNTHETIC = 16  # pictures, where none are given
-ROWS = 256  # written
+DECODED = 16  # pictures
+WRITTEN = 256  # rows
 
 
 @dataclass(frozen=True)
 class ForwardBench:
-    """One way to run the network: images a second alone, and how true it is."""
+    """One way to run the network: how fast alone, how soon, how true.
+
+    Attributes
+    ----------
+    runtime, precision : str
+    images_per_second, start_seconds : float or None
+        None if it cannot run this network; `reason` says why. The seconds are those from the
+        loaded network to the first features.
+    fidelity : Fidelity or None
+    reason : str
+    """
 
     runtime: str
     precision: str
-    images_per_second: float | None
-    start_seconds: float | None
-    cosine: float | None
-    error: float | None
+    images_per_second: float | None = None
+    start_seconds: float | None = None
+    fidelity: Fidelity | None = None
     reason: str = ""
 
 
 @dataclass(frozen=True)
 class Bench:
-    """What was measured.
+    """What was measured; every rate is images a second of one stage alone.
 
     Attributes
     ----------
     backbone, device : str
     layers : dict
+        Layer to the shape of one row.
     images : str
         What was decoded.
     decode : dict
-        Decoder to images a second of all workers.
+        Of each decoder, by all workers.
     forward : tuple of ForwardBench
     write : float
-        Images a second, made durable in a part file.
+        Made durable in a part file.
     choice : dict
-        The fastest execution that is true, and the images a second that its stages allow.
+        The fastest way that is true, and what its stages together allow.
     machine : dict
     """
 
@@ -98,16 +116,22 @@ def bench(
         Where to write, as the cache would.
     on_progress : callable
         Called with (measurements done, measurements to do).
+
+    Returns
+    -------
+    Bench
+
+    Raises
+    ------
+    ImagesError
+        If no image can be decoded.
     """
     settings = settings or ExtractSettings()
     source = _pictures() if images is None else open_images(images, image_settings)
-    if not len(source):
-        raise ImagesError(f"There are no images in {source.location}.")
     loaded = load_backbone(backbone, settings.weights, settings.seed, settings.input_size)
     first = prepare(loaded, settings)
     device, workers = first.forward.device, settings.workers or available_cores()
-    rows = [int(row) for row in np.linspace(0, len(source) - 1, min(len(source), SYNTHETIC))]
-    rows = [row for row in dict.fromkeys(rows) if _usable(source, row, first)]
+    rows = sample_rows(source, loaded.preprocessing, DECODED)
     if not rows:
         raise ImagesError(f"No image of {source.location} that was tried can be decoded.")
     ways = [
@@ -115,8 +139,7 @@ def bench(
         for precision in precisions(device)
         for runtime in fastest(device, precision)
     ]
-    modes = decoders(device)
-    total, done = len(modes) + len(ways) + 1, 0
+    total, done = len(DECODERS) + len(ways) + 1, 0
 
     def step() -> None:
         nonlocal done
@@ -124,20 +147,84 @@ def bench(
         if on_progress:
             on_progress(done, total)
 
-    decode = {}
-    for mode in modes:
-        decode[mode] = _decode_rate(first.at(Execution("torch", "float32", mode)), source, rows, workers)
+    decode: dict[str, float] = {}
+    for mode, (_, decoder) in DECODERS.items():
+        decode[mode] = rate(
+            lambda decoder=decoder: [  # type: ignore[misc]
+                load_image(source, row, loaded.preprocessing, decoder) for row in rows
+            ],
+            workers,
+            len(rows),
+        )
         step()
-    some = rows[:IMAGES]
-    reference = features_of(first.at(REFERENCE), source, some)
+    reference = features_of(first.at(REFERENCE), source, rows[:IMAGES])
     forward = []
     for way in ways:
-        forward.append(_measure(first.at(way), source, some, reference))
+        forward.append(_forward(first.at(way), source, rows[:IMAGES], reference))
         step()
     write = _write_rate(first, Path(folder))
     step()
     return Bench(
-        f"{loaded.source}:{loaded.name}", device, first.shapes, source.location, decode,
-        tuple(forward), write, _choice(decode, forward, write, device),
-        machine_facts(device),
+        first.spec.backbone, device, first.shapes, source.location, decode, tuple(forward), write,
+        _choice(decode, forward, device), machine_facts(device),
     )  # fmt: skip
+
+
+def _pictures() -> ImageSource:
+    """Made-up photographs: soft shapes and some noise, so that a JPEG has its usual size."""
+    random, encoded = np.random.default_rng(0), []
+    for _ in range(DECODED):
+        soft = Image.fromarray(random.integers(0, 256, (12, 16, 3), np.uint8))
+        picture = np.asarray(soft.resize((500, 375), Image.Resampling.BICUBIC), np.int16)
+        noisy = np.clip(picture + random.normal(0, 12, picture.shape), 0, 255).astype(np.uint8)
+        buffer = io.BytesIO()
+        Image.fromarray(noisy).save(buffer, "JPEG", quality=85)
+        encoded.append(buffer.getvalue())
+    table = make_table([f"{row}.jpg" for row in range(DECODED)])
+    return ImageSource("made-up JPEGs of 500 x 375", table, encoded.__getitem__)
+
+
+def _forward(
+    extractor: Extractor, source: ImageSource, rows: list[int], reference: dict[str, np.ndarray]
+) -> ForwardBench:
+    way, begun = extractor.execution, time.perf_counter()
+    try:
+        with extractor.forward:
+            found = features_of(extractor, source, rows)
+            started = time.perf_counter() - begun
+            speed = forward_rate(extractor)
+    except (RuntimeUnavailableError, RuntimeError) as error:
+        return ForwardBench(way.runtime, way.precision, reason=str(error).splitlines()[0])
+    measured = compare_features(reference, found)
+    return ForwardBench(way.runtime, way.precision, speed, started, measured)
+
+
+def _write_rate(extractor: Extractor, folder: Path) -> float:
+    """Rows a second, made durable as a part file."""
+    random = np.random.default_rng(0)
+    rows = {
+        layer: random.random((WRITTEN, *shape)).astype(extractor.spec.dtype)
+        for layer, shape in extractor.shapes.items()
+    }
+    digests, status = np.zeros((WRITTEN, 16), np.uint8), np.zeros(WRITTEN, np.uint8)
+    reasons = np.full(WRITTEN, "", object)
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".featpipe-bench-") as place:
+        begun = time.perf_counter()
+        for number in range(3):
+            path = Path(place) / f"part-{number:06d}-0-0.h5"
+            Part.write(path, np.arange(WRITTEN), digests, status, reasons, rows, 0.0)
+        return 3 * WRITTEN / (time.perf_counter() - begun)
+
+
+def _choice(decode: dict[str, float], forward: list[ForwardBench], device: str) -> dict[str, Any]:
+    """The fastest decoder, and the fastest forward pass that is true to float32."""
+    mode = max(decode, key=lambda name: decode[name])
+    true = [way for way in forward if way.fidelity is not None and way.fidelity.good]
+    best = max(true, key=lambda way: way.images_per_second or 0.0)
+    together = Ceilings(decode[mode], best.images_per_second or 0.0, shared=device == "cpu")
+    return {
+        "runtime": best.runtime,
+        "precision": best.precision,
+        "decode": mode,
+        "images_per_second": together.together,
+    }

@@ -32,13 +32,18 @@ def measure_ceilings(
     """
     forward = extractor.forward
     some = [int(item) for item in items[:: max(1, len(items) // IMAGES)]]
-    decode = _rate(lambda: [load(item) for item in some], workers, len(some))
+    decode = rate(lambda: [load(item) for item in some], workers, len(some))
+    return Ceilings(decode, forward_rate(extractor), shared=forward.device == "cpu")
+
+
+def forward_rate(extractor: Extractor) -> float:
+    """Images a second of the forward passes of an extractor that is entered."""
+    forward = extractor.forward
     pixels = np.zeros((extractor.batch_size, *extractor.network.size, 3), np.uint8)
-    alone = _rate(lambda: forward(pixels), forward.lanes, extractor.batch_size)
-    return Ceilings(decode, alone, shared=forward.device == "cpu")
+    return rate(lambda: forward(pixels), forward.lanes, extractor.batch_size)
 
 
-def _rate(work: Callable[[], object], threads: int, images: int) -> float:
+def rate(work: Callable[[], object], threads: int, images: int) -> float:
     """Images a second of some threads that each do the work, over and over, for a while."""
     with ThreadPoolExecutor(threads) as pool:
         list(pool.map(lambda _: work(), range(threads)))  # the first time is no measure

@@ -199,15 +199,15 @@ def choose(extractor: Extractor, source: ImageSource) -> tuple[Extractor, Fideli
     """
     if extractor.execution == REFERENCE and not extractor.compiled:
         return _ready(extractor), None
-    rows = _samples(source, extractor)
+    rows = sample_rows(source, extractor.backbone.preprocessing, IMAGES)
     reference: dict[str, np.ndarray] = {}
     while True:
         extractor = _ready(extractor)
         if not rows:
             return extractor, None
         if not reference:
-            reference = _features(extractor.at(REFERENCE), source, rows)
-        measured = compare_features(reference, _features(extractor, source, rows))
+            reference = features_of(extractor.at(REFERENCE), source, rows)
+        measured = compare_features(reference, features_of(extractor, source, rows))
         if measured.good:
             log.info("%s: %s.", extractor.execution, measured)
             return extractor, measured
@@ -242,20 +242,22 @@ def _ready(extractor: Extractor) -> Extractor:
             extractor = extractor.at(extractor.others[0], extractor.others[1:])
 
 
-def _samples(source: ImageSource, extractor: Extractor) -> list[int]:
+def sample_rows(source: ImageSource, preprocessing: Preprocessing, count: int) -> list[int]:
     """A few rows from all over the source whose images can be decoded."""
-    tried = np.linspace(0, len(source) - 1, min(len(source), 4 * IMAGES)).astype(int)
+    tried = np.linspace(0, len(source) - 1, min(len(source), 4 * count)).astype(int)
     found: list[int] = []
     for row in np.random.default_rng(0).permutation(np.unique(tried)):
-        image = load_image(source, int(row), extractor.backbone.preprocessing)
-        if image.pixels is not None:
+        if load_image(source, int(row), preprocessing).pixels is not None:
             found.append(int(row))
-        if len(found) == IMAGES:
+        if len(found) == count:
             break
     return found
 
 
-def _features(extractor: Extractor, source: ImageSource, rows: list[int]) -> dict[str, np.ndarray]:
+def features_of(
+    extractor: Extractor, source: ImageSource, rows: list[int]
+) -> dict[str, np.ndarray]:
+    """Features of a few rows whose images can be decoded."""
     plain = extractor.backbone.preprocessing
     images = [load_image(source, row, plain, extractor.decoder) for row in rows]
     pixels = [image.pixels for image in images if image.pixels is not None]

@@ -5,6 +5,7 @@ layer, named as torchvision's feature extraction names it; the forward pass ends
 node asked for. A network that cannot be traced offers its modules instead.
 """
 
+import copy
 from threading import Lock
 from typing import Any
 
@@ -194,6 +195,10 @@ class _HookedCut(nn.Module):
         super().__init__()
         self.model, self.names, self.last = model.eval(), names, last
         self._one_at_a_time = Lock()  # hooks hang on the model that every thread runs
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "_HookedCut":
+        # A lock cannot be copied, and the copy, of another model, needs its own.
+        return _HookedCut(copy.deepcopy(self.model, memo), self.names, self.last)
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         """Outputs of the named modules."""

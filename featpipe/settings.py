@@ -101,8 +101,8 @@ class ExtractSettings(_Checked):
     decode: str = option(
         "auto",
         "exact is torchvision's preset on Pillow to the bit; fast is TorchCodec and a resize of "
-        "bytes; cuda decodes JPEG on the GPU; auto takes the fastest one there is.",
-        ("auto", "exact", "fast", "cuda"),
+        "bytes; auto takes fast where it is true to exact.",
+        ("auto", "exact", "fast"),
     )
     compile: bool = option(
         False, "Let torch.compile the network: for long runs of the torch runtime."

@@ -10,7 +10,7 @@ import click
 Command = Callable[..., Any]
 
 # Of ExtractSettings, what is no part of a Spec: where a backbone is made ready again.
-AGAIN = ("weights", "device", "batch_size", "workers", "trust_code")
+AGAIN = ("weights", "runtime", "device", "batch_size", "workers", "trust_code")
 
 
 def settings_options(

@@ -21,7 +21,20 @@ from featpipe.settings import ExtractSettings, ImageSettings, ScratchSettings, T
 @settings_options(
     ExtractSettings,
     "extract",
-    only=("layer", "pool", "input_size", "dtype", "batch_size", "workers", "device", "overwrite"),
+    only=(
+        "layer",
+        "pool",
+        "input_size",
+        "runtime",
+        "precision",
+        "decode",
+        "compile",
+        "dtype",
+        "batch_size",
+        "workers",
+        "device",
+        "overwrite",
+    ),
 )
 @settings_options(TrainSettings, "train", only=("split", "val", "test", "group", "seed"))
 @settings_options(ScratchSettings, "scratch_settings", prefix="scratch_")

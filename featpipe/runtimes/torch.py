@@ -73,8 +73,8 @@ class Runtime:
             import torch._inductor.config as inductor
 
             inductor.freezing = True  # weights are laid out once, for good
-        run = torch.compile(network, dynamic=False)
         try:
+            run = torch.compile(network, dynamic=False)
             with torch.inference_mode():  # compiled on its first batch, before any lane runs
                 run(torch.zeros(self._batch, *network.size, 3, dtype=torch.uint8).to(self.device))
         except Exception as error:  # no compiler, an operator it does not know
