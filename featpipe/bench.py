@@ -220,6 +220,8 @@ def _choice(decode: dict[str, float], forward: list[ForwardBench], device: str) 
     """The fastest decoder, and the fastest forward pass that is true to float32."""
     mode = max(decode, key=lambda name: decode[name])
     true = [way for way in forward if way.fidelity is not None and way.fidelity.good]
+    if not true:  # its features are not finite, whatever runs it
+        true = [way for way in forward if (way.runtime, way.precision) == ("torch", "float32")]
     best = max(true, key=lambda way: way.images_per_second or 0.0)
     together = Ceilings(decode[mode], best.images_per_second or 0.0, shared=device == "cpu")
     return {

@@ -1,0 +1,126 @@
+"""What a shortcut costs is measured, and one that is not true is not taken."""
+
+import logging
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from featpipe.backbones import Backbone
+from featpipe.decode import Preprocessing
+from featpipe.extract import extract_features
+from featpipe.extractor import REFERENCE, choose, prepare
+from featpipe.fidelity import Fidelity, compare_features
+from featpipe.images import open_images
+from featpipe.settings import ExtractSettings
+
+ROWS = np.random.default_rng(0).normal(size=(3, 8)).astype(np.float32)
+
+
+def test_the_same_features_are_wholly_true() -> None:
+    assert compare_features({"a": ROWS}, {"a": ROWS.copy()}) == Fidelity(3, 1.0, 0.0)
+
+
+def test_the_worst_image_and_layer_count() -> None:
+    other = ROWS.copy()
+    other[1] *= -1
+    measured = compare_features({"a": ROWS, "b": ROWS}, {"a": ROWS, "b": other})
+    assert measured.cosine == pytest.approx(-1)
+    assert measured.error == pytest.approx(2)
+    assert not measured.good
+
+
+def test_the_error_is_a_share_of_the_rows_largest_value() -> None:
+    other = ROWS.copy()
+    other[2, 0] += 0.01 * np.abs(ROWS[2]).max()
+    assert compare_features({"a": ROWS}, {"a": other}).error == pytest.approx(0.01, rel=1e-4)
+
+
+def test_rows_of_zeros_are_like_each_other_and_like_nothing_else() -> None:
+    zeros = np.zeros((1, 4), np.float32)
+    assert compare_features({"a": zeros}, {"a": zeros}).cosine == 1
+    assert not compare_features({"a": zeros}, {"a": zeros + 1}).good
+    assert not compare_features({"a": zeros + 1}, {"a": zeros}).good
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_what_is_not_finite_is_not_true(value: float) -> None:
+    other = ROWS.copy()
+    other[0, 0] = value
+    measured = compare_features({"a": ROWS}, {"a": other})
+    assert not measured.good
+    assert np.isfinite([measured.cosine, measured.error]).all()  # JSON has nothing else
+
+
+def test_what_holds_for_both_is_the_worse() -> None:
+    one, two = Fidelity(4, 0.9999, 0.5), Fidelity(2, 0.99, 0.1)
+    assert one.worse(two) == two.worse(one) == Fidelity(6, 0.99, 0.5)
+    assert one.worse(None) == one
+
+
+class Delicate(nn.Module):
+    """The difference of two large sums: bfloat16 has too few digits for it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 16, 3)
+        self.last = nn.Linear(16, 2)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        maps = self.conv(images).mean((2, 3)) + 1000.0
+        features: torch.Tensor = self.last((maps - 1000.0) * 10)
+        return features
+
+
+def delicate() -> Backbone:
+    torch.manual_seed(0)
+    plain = Preprocessing((32, 32), (32, 32))
+    return Backbone("python", "m:f", "DEFAULT", Delicate(), plain)
+
+
+LOW = ExtractSettings(precision="bfloat16", runtime="torch", batch_size=4)
+
+
+def test_below_the_threshold_float32_is_taken_and_said(
+    shapes: Path,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    order = ("bfloat16", "float16", "float32")  # as if the hardware had it
+    monkeypatch.setattr("featpipe.extractor.precisions", lambda device: order)
+    with caplog.at_level(logging.WARNING, "featpipe"):
+        cache = extract_features(
+            shapes, delicate(), tmp_path / "f.h5", replace(LOW, precision="auto")
+        )
+    assert cache.spec.precision == cache.conditions["execution"]["precision"] == "float32"
+    assert cache.conditions["fidelity"]["cosine"] >= 0.999
+    assert "less than 0.999. Going on with torch, float32" in caplog.text
+
+
+def test_what_was_asked_for_by_name_is_kept_and_said(
+    shapes: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.WARNING, "featpipe"):
+        cache = extract_features(
+            shapes, delicate(), tmp_path / "f.h5", replace(LOW, decode="exact")
+        )
+    assert cache.spec.precision == "bfloat16"
+    assert cache.conditions["fidelity"]["cosine"] < 0.999
+    assert "but it was asked for" in caplog.text
+
+
+def test_the_reference_itself_is_not_measured(shapes: Path) -> None:
+    asked = ExtractSettings(precision="float32", runtime="torch", decode="exact")
+    made, measured = choose(prepare(delicate(), asked), open_images(shapes))
+    assert (made.execution, measured) == (REFERENCE, None)
+
+
+def test_without_a_picture_nothing_is_measured(tmp_path: Path) -> None:
+    (tmp_path / "i").mkdir()
+    (tmp_path / "i" / "empty.jpg").touch()
+    with extract_features(tmp_path / "i", delicate(), tmp_path / "f.h5", LOW) as cache:
+        assert "fidelity" not in cache.conditions
