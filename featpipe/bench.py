@@ -14,18 +14,11 @@ from PIL import Image
 from featpipe.backbones import Backbone, load_backbone
 from featpipe.cache_parts import Part
 from featpipe.ceilings import forward_rate, rate
+from featpipe.choice import Trial, sample_rows
 from featpipe.device import available_cores, machine_facts, precisions
 from featpipe.errors import ImagesError, RuntimeUnavailableError
-from featpipe.extractor import (
-    DECODERS,
-    REFERENCE,
-    Execution,
-    Extractor,
-    features_of,
-    prepare,
-    sample_rows,
-)
-from featpipe.fidelity import IMAGES, Fidelity, compare_features
+from featpipe.extractor import DECODERS, Execution, Extractor, prepare
+from featpipe.fidelity import Fidelity
 from featpipe.images import ImageSource, open_images
 from featpipe.loading import load_image
 from featpipe.runtimes import fastest
@@ -48,6 +41,8 @@ class ForwardBench:
         None if it cannot run this network; `reason` says why. The seconds are those from the
         loaded network to the first features.
     fidelity : Fidelity or None
+    true : bool
+        Whether it is true enough to be chosen.
     reason : str
     """
 
@@ -56,6 +51,7 @@ class ForwardBench:
     images_per_second: float | None = None
     start_seconds: float | None = None
     fidelity: Fidelity | None = None
+    true: bool = False
     reason: str = ""
 
 
@@ -157,10 +153,9 @@ def bench(
             len(rows),
         )
         step()
-    reference = features_of(first.at(REFERENCE), source, rows[:IMAGES])
-    forward = []
+    trial, forward = Trial(first, source), []
     for way in ways:
-        forward.append(_forward(first.at(way), source, rows[:IMAGES], reference))
+        forward.append(_forward(first.at(way), trial))
         step()
     write = _write_rate(first, Path(folder))
     step()
@@ -184,19 +179,17 @@ def _pictures() -> ImageSource:
     return ImageSource("made-up JPEGs of 500 x 375", table, encoded.__getitem__)
 
 
-def _forward(
-    extractor: Extractor, source: ImageSource, rows: list[int], reference: dict[str, np.ndarray]
-) -> ForwardBench:
+def _forward(extractor: Extractor, trial: Trial) -> ForwardBench:
     way, begun = extractor.execution, time.perf_counter()
     try:
-        with extractor.forward:
-            found = features_of(extractor, source, rows)
+        with extractor.forward as forward:
+            forward(np.zeros((1, *extractor.network.size, 3), np.uint8))
             started = time.perf_counter() - begun
             speed = forward_rate(extractor)
+        measured, true = trial.measure(extractor)
     except (RuntimeUnavailableError, RuntimeError) as error:
         return ForwardBench(way.runtime, way.precision, reason=str(error).splitlines()[0])
-    measured = compare_features(reference, found)
-    return ForwardBench(way.runtime, way.precision, speed, started, measured)
+    return ForwardBench(way.runtime, way.precision, speed, started, measured, true)
 
 
 def _write_rate(extractor: Extractor, folder: Path) -> float:
@@ -219,7 +212,7 @@ def _write_rate(extractor: Extractor, folder: Path) -> float:
 def _choice(decode: dict[str, float], forward: list[ForwardBench], device: str) -> dict[str, Any]:
     """The fastest decoder, and the fastest forward pass that is true to float32."""
     mode = max(decode, key=lambda name: decode[name])
-    true = [way for way in forward if way.fidelity is not None and way.fidelity.good]
+    true = [way for way in forward if way.true]
     if not true:  # its features are not finite, whatever runs it
         true = [way for way in forward if (way.runtime, way.precision) == ("torch", "float32")]
     best = max(true, key=lambda way: way.images_per_second or 0.0)

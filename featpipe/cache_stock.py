@@ -1,9 +1,10 @@
 """Where rows that were computed once are to be found: by the digest of their image's bytes."""
 
 import json
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -145,16 +146,19 @@ class Precedent:
     spec: Spec
     runtime: str = ""
     batch_size: int | None = None
+    conditions: Mapping[str, Any] = field(default_factory=dict)
 
 
 def precedent_of(
     begun: Begun | None, old: FeatureCache | None, others: Sequence[FeatureCache]
 ) -> Precedent | None:
     """What an interrupted run, the finished file, or else another cache set."""
+    conditions = old.conditions if old is not None else {}
     if begun is not None:
-        return Precedent(begun.spec, begun.runtime, begun.batch_size)
-    caches = [old, *others] if old is not None else list(others)
-    return Precedent(caches[0].spec) if caches else None
+        return Precedent(begun.spec, begun.runtime, begun.batch_size, conditions)
+    if old is not None:
+        return Precedent(old.spec, conditions=conditions)
+    return Precedent(others[0].spec) if others else None
 
 
 def read_begun(folder: Path) -> Begun | None:

@@ -4,7 +4,7 @@ import contextlib
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -17,10 +17,11 @@ from featpipe.backbones import Backbone
 from featpipe.cache import FeatureCache
 from featpipe.cache_build import CacheBuilder
 from featpipe.ceilings import measure_ceilings
+from featpipe.choice import choose
 from featpipe.device import available_cores, machine_facts
 from featpipe.engines import Batch, LoadedImage
 from featpipe.errors import DecodeError, FeatpipeError
-from featpipe.extractor import Extractor, choose, prepare
+from featpipe.extractor import Extractor, prepare
 from featpipe.fidelity import Fidelity
 from featpipe.images import ImageSource, open_images
 from featpipe.loading import load_image, scan
@@ -110,7 +111,8 @@ def extract_features(
                 "location": source.location,
                 **asdict(image_settings or ImageSettings()),
             }
-            facts |= _execution_facts(extractor, measured, meter)
+            before = builder.precedent.conditions if builder.precedent is not None else {}
+            facts |= _execution_facts(extractor, measured, meter, before)
             cache = builder.finish(facts)
     finally:
         builder.close()
@@ -190,15 +192,24 @@ def _write(builder: CacheBuilder, batch: Batch, meter: Meter) -> None:
 
 
 def _execution_facts(
-    extractor: Extractor, measured: Fidelity | None, meter: Meter
+    extractor: Extractor, measured: Fidelity | None, meter: Meter, before: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """How the features were computed, what its shortcuts cost, and what limited its speed."""
-    facts: dict[str, Any] = {"execution": asdict(extractor.execution)}
-    facts["execution"]["batch_size"] = extractor.batch_size
+    """How the features were computed, what its shortcuts cost, and what limited its speed.
+
+    Where nothing was computed it is as `before`; of rows of several runs the worst counts.
+    """
+    if not meter.images:
+        told = ("execution", "fidelity", "throughput")
+        return {name: before[name] for name in told if name in before}
+    facts: dict[str, Any] = {
+        "execution": {**asdict(extractor.execution), "batch_size": extractor.batch_size},
+        "throughput": meter.report(),
+    }
+    known = Fidelity.from_dict(before.get("fidelity"))
     if measured is not None:
-        facts["fidelity"] = measured.to_dict()
-    if meter.images:
-        facts["throughput"] = meter.report()
+        facts["fidelity"] = measured.worse(known).to_dict()
+    elif known is not None:
+        facts["fidelity"] = known.to_dict()
     return facts
 
 

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 
-import numpy as np
 from torch import nn
 
 from featpipe import decode, decode_fast
@@ -16,10 +15,8 @@ from featpipe.cache_stock import Precedent
 from featpipe.decode import Preprocessing
 from featpipe.device import choose_device, precisions
 from featpipe.errors import BackboneError, LayerError, RuntimeUnavailableError, WeightsError
-from featpipe.fidelity import COSINE, IMAGES, Fidelity, compare_features
-from featpipe.images import ImageSource
 from featpipe.layers import Shape, needed_tensors, pooled_shape, structure_of
-from featpipe.loading import Decoder, load_image
+from featpipe.loading import Decoder
 from featpipe.network import Network, PooledLayer
 from featpipe.registry import load_plugin
 from featpipe.runtimes import ForwardPass, fastest
@@ -186,51 +183,8 @@ def _executions(
     return found
 
 
-def choose(extractor: Extractor, source: ImageSource) -> tuple[Extractor, Fidelity | None]:
-    """Measure an extractor on a few of the images, and take the next one if it is not true.
-
-    The extractor that is returned is ready to run.
-
-    Returns
-    -------
-    Extractor
-    Fidelity or None
-        None if it is the reference itself, or no image could be decoded.
-    """
-    if extractor.execution == REFERENCE and not extractor.compiled:
-        return _ready(extractor), None
-    rows = sample_rows(source, extractor.backbone.preprocessing, IMAGES)
-    reference: dict[str, np.ndarray] = {}
-    while True:
-        extractor = _ready(extractor)
-        if not rows:
-            return extractor, None
-        if not reference:
-            reference = features_of(extractor.at(REFERENCE), source, rows)
-        measured = compare_features(reference, features_of(extractor, source, rows))
-        if measured.good:
-            log.info("%s: %s.", extractor.execution, measured)
-            return extractor, measured
-        if not extractor.others:
-            log.warning(
-                "%s: %s; less than %g, but it was asked for.",
-                extractor.execution,
-                measured,
-                COSINE,
-            )
-            return extractor, measured
-        log.warning(
-            "%s: %s; less than %g. Going on with %s.",
-            extractor.execution,
-            measured,
-            COSINE,
-            extractor.others[0],
-        )
-        extractor = extractor.at(extractor.others[0], extractor.others[1:])
-
-
-def _ready(extractor: Extractor) -> Extractor:
-    """The extractor, compiled; or the next one that can run this network."""
+def ready(extractor: Extractor) -> Extractor:
+    """The extractor, converted and compiled; or the next one that can run this network."""
     while True:
         try:
             with extractor.forward:
@@ -240,29 +194,6 @@ def _ready(extractor: Extractor) -> Extractor:
                 raise
             log.warning("%s Going on with %s.", error, extractor.others[0])
             extractor = extractor.at(extractor.others[0], extractor.others[1:])
-
-
-def sample_rows(source: ImageSource, preprocessing: Preprocessing, count: int) -> list[int]:
-    """A few rows from all over the source whose images can be decoded."""
-    tried = np.linspace(0, len(source) - 1, min(len(source), 4 * count)).astype(int)
-    found: list[int] = []
-    for row in np.random.default_rng(0).permutation(np.unique(tried)):
-        if load_image(source, int(row), preprocessing).pixels is not None:
-            found.append(int(row))
-        if len(found) == count:
-            break
-    return found
-
-
-def features_of(
-    extractor: Extractor, source: ImageSource, rows: list[int]
-) -> dict[str, np.ndarray]:
-    """Features of a few rows whose images can be decoded."""
-    plain = extractor.backbone.preprocessing
-    images = [load_image(source, row, plain, extractor.decoder) for row in rows]
-    pixels = [image.pixels for image in images if image.pixels is not None]
-    with extractor.forward as forward:
-        return forward(np.stack(pixels))
 
 
 def rebuild(
@@ -314,7 +245,7 @@ def rebuild(
     )
     wanted = replace(spec.only(layers), dtype=extractor.spec.dtype)
     differences = wanted.differences(extractor.spec)
-    return (extractor if differences else _ready(extractor)), differences
+    return (extractor if differences else ready(extractor)), differences
 
 
 def _say_what_is_missing(loaded: Backbone) -> None:

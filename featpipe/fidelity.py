@@ -6,8 +6,7 @@ from typing import Any
 
 import numpy as np
 
-COSINE = 0.999  # the least that a shortcut must reach
-IMAGES = 4  # that are computed both ways
+COSINE = 0.999  # the least that a shortcut must reach, for every image
 
 
 @dataclass(frozen=True)
@@ -28,9 +27,9 @@ class Fidelity:
     error: float
 
     @property
-    def good(self) -> bool:
-        """Whether the shortcut may be taken."""
-        return self.cosine >= COSINE
+    def margin(self) -> float:
+        """How many times nearer to the reference than the limit."""
+        return (1 - COSINE) / max(1 - self.cosine, 1e-12)
 
     def __str__(self) -> str:
         return (
@@ -41,6 +40,14 @@ class Fidelity:
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
         return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Any) -> "Fidelity | None":
+        """The inverse of `to_dict`; None if a file says something else there."""
+        try:
+            return cls(int(values["images"]), float(values["cosine"]), float(values["error"]))
+        except (KeyError, TypeError, ValueError):
+            return None
 
     def worse(self, other: "Fidelity | None") -> "Fidelity":
         """What holds for both."""

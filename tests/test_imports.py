@@ -41,7 +41,7 @@ FLOORS = [
         "cache_stock",
         "cache_assemble",
     ],
-    ["cache_build", "loading", "extractor", "ceilings"],
+    ["cache_build", "loading", "extractor", "choice", "ceilings"],
     ["extract"],
     [
         "bench",

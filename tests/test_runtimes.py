@@ -350,7 +350,7 @@ def test_what_was_measured_stands_in_the_file(shapes: Path, tmp_path: Path) -> N
         conditions: dict[str, Any] = cache.conditions
     assert conditions["execution"]["precision"] == precisions("cpu")[0]
     assert 0.999 <= conditions["fidelity"]["cosine"] <= 1
-    assert conditions["fidelity"]["images"] == 4
+    assert conditions["fidelity"]["images"] in (4, 32)
     assert conditions["throughput"]["images_per_second"] > 0
     with FeatureCache.open(tmp_path / "f.h5") as again:
         assert again.conditions == conditions

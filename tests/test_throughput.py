@@ -142,7 +142,7 @@ def test_bench_measures_every_way_and_chooses_a_true_one(shapes: Path, tmp_path:
     assert {(way.runtime, way.precision) for way in found.forward} == expected
     for way in found.forward:
         assert way.images_per_second > 0
-        assert way.fidelity.images == 4
+        assert way.fidelity.images in (4, 32)
         if way.precision == "float32":
             assert way.fidelity.cosine > 0.9999
     assert found.write > 0
@@ -150,9 +150,9 @@ def test_bench_measures_every_way_and_chooses_a_true_one(shapes: Path, tmp_path:
         way for way in found.forward
         if (way.runtime, way.precision) == (found.choice["runtime"], found.choice["precision"])
     ]  # fmt: skip
-    assert chosen[0].fidelity.good
+    assert chosen[0].true
     assert chosen[0].images_per_second == max(
-        way.images_per_second for way in found.forward if way.fidelity.good
+        way.images_per_second for way in found.forward if way.true
     )
     assert 0 < found.choice["images_per_second"] < max(found.decode.values())
     assert steps[-1][0] == steps[-1][1] == len(steps)

@@ -71,7 +71,7 @@ def _print(found: Any) -> None:
                 f"{way.images_per_second:,.1f}",
                 f"{way.start_seconds:.2f}",
                 f"{way.fidelity.cosine:.5f}",
-                "" if way.fidelity.good else "not true enough",
+                "" if way.true else "not true enough",
             ]
         )
     rows.append(["write", "", f"{found.write:,.0f}", "", "", ""])

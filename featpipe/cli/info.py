@@ -1,5 +1,6 @@
 """``featpipe info``."""
 
+import contextlib
 from collections.abc import Iterator
 from typing import Any
 
@@ -95,16 +96,18 @@ def _execution(conditions: dict[str, Any]) -> Iterator[str]:
     from featpipe.fidelity import Fidelity
     from featpipe.throughput import describe
 
-    if "execution" in conditions:
-        how = conditions["execution"]
-        yield (
-            f"computed by   {how['runtime']} in {how['precision']}, {how['decode']} decoding, "
-            f"{how['batch_size']} images a batch"
-        )
-    if "fidelity" in conditions:
-        yield f"fidelity      {Fidelity(**conditions['fidelity'])}"
-    if "throughput" in conditions:
-        yield f"speed         {describe(conditions['throughput'])}"
+    how, speed = conditions.get("execution"), conditions.get("throughput")
+    measured = Fidelity.from_dict(conditions.get("fidelity"))
+    with contextlib.suppress(KeyError, TypeError, ValueError, AttributeError):  # made up by someone
+        if how is not None:
+            yield (
+                f"computed by   {how['runtime']} in {how['precision']}, {how['decode']} decoding, "
+                f"{how['batch_size']} images a batch"
+            )
+        if measured is not None:
+            yield f"fidelity      {measured}"
+        if speed is not None:
+            yield f"speed         {describe(speed)}"
 
 
 def _print_classifier(document: dict[str, Any]) -> None:
