@@ -330,8 +330,8 @@ def vehicles(shared: Path, work: Path, count: int = 1646, slow: int = 200) -> di
     tool = str(Path(sys.executable).parent / "featpipe")
     extract = [tool, "-q", "extract", str(images), "-b", f"vgg16@{weights}", "--layer", "features",
                "-o", str(out), "--overwrite"]  # fmt: skip
-    train = [tool, "-q", "train-head", str(out), "--head", "linear", "--set", "epochs=30", "--set",
-             "patience=30", "-o", str(folder)]  # fmt: skip
+    train = [tool, "-q", "train-head", str(out), "--head", "linear", "--epochs", "30",
+             "--patience", "0", "-o", str(folder)]  # fmt: skip
     ours, theirs = [], []
     for _ in range(ROUNDS):
         begun = time.perf_counter()

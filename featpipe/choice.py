@@ -70,21 +70,29 @@ def choose(extractor: Extractor, source: ImageSource) -> tuple[Extractor, Fideli
         None if it is the reference itself, or no image could be decoded.
     """
     trial = Trial(extractor, source)
+    first: tuple[Extractor, Fidelity | None] | None = None
     while True:
         extractor = ready(extractor)
-        if extractor.execution == REFERENCE and not extractor.compiled:
+        way = extractor.execution
+        if way == REFERENCE and not extractor.compiled:
             return extractor, None
         measured, true = trial.measure(extractor)
         if true:
             if measured is not None:
-                log.info("%s: %s.", extractor.execution, measured)
+                log.info("%s: %s.", way, measured)
             return extractor, measured
-        said = f"{extractor.execution}: {measured}; too far for the limit of {COSINE:g}"
-        if not extractor.others:
-            log.warning("%s, but it was asked for.", said)
-            return extractor, measured
-        log.warning("%s. Going on with %s.", said, extractor.others[0])
-        extractor = extractor.at(extractor.others[0], extractor.others[1:])
+        first = first or (extractor, measured)
+        said = f"{way}: {measured}; too far for the limit of {COSINE:g}"
+        # Another runtime would round to as few digits.
+        others = [
+            other for other in extractor.others
+            if other.precision != way.precision or way.precision == "float32"
+        ]  # fmt: skip
+        if not others:
+            log.warning("%s. Going on with %s, as asked for.", said, first[0].execution)
+            return first
+        log.warning("%s. Trying %s.", said, others[0])
+        extractor = extractor.at(others[0], tuple(others[1:]))
 
 
 def sample_rows(source: ImageSource, preprocessing: Preprocessing, count: int) -> list[int]:

@@ -59,16 +59,16 @@ class TracedLayers:
     def __init__(self, tracer: NodePathTracer, graph: fx.Graph, sample: Tensor) -> None:
         self._root, self._graph = tracer.root, graph
         names = tracer.node_to_qualname
-        recorder = _ShapeRecorder(fx.GraphModule(tracer.root, graph), len(sample))
-        with torch.inference_mode():
-            recorder.run(sample)
+        module = fx.GraphModule(tracer.root, graph)
+        try:
+            shapes = _shapes_without_values(module, sample)
+        except Exception:  # an operator that needs values, or a tensor that is no parameter
+            shapes = _shapes(module, sample)
         self._nodes: dict[str, fx.Node] = {
-            names[node]: node
-            for node in graph.nodes
-            if node in names and node.name in recorder.shapes
+            names[node]: node for node in graph.nodes if node in names and node.name in shapes
         }
         self.shapes: dict[str, Shape] = {
-            name: recorder.shapes[node.name] for name, node in self._nodes.items()
+            name: shapes[node.name] for name, node in self._nodes.items()
         }
         by_node = {node: name for name, node in self._nodes.items()}
         self.default = by_node[self._penultimate()]
@@ -118,6 +118,33 @@ def _is_dropout(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
     if node.op == "call_module":
         return isinstance(modules[str(node.target)], nn.modules.dropout._DropoutNd | nn.Identity)
     return node.target is nn.functional.dropout
+
+
+def _shapes(module: fx.GraphModule, sample: Tensor) -> dict[str, Shape]:
+    recorder = _ShapeRecorder(module, len(sample))
+    with torch.inference_mode():
+        recorder.run(sample)
+    return recorder.shapes
+
+
+def _shapes_without_values(module: fx.GraphModule, sample: Tensor) -> dict[str, Shape]:
+    """The same on torch's meta device, which computes shapes only: no second of a large network."""
+    named = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+    empty = {name: value.detach().to("meta") for name, value in named.items()}
+    found: dict[str, Shape] = {}
+
+    class Recorded(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.module = module
+
+        def forward(self, images: Tensor) -> None:
+            found.update(_shapes(self.module, images))
+
+    torch.func.functional_call(
+        Recorded(), {f"module.{name}": value for name, value in empty.items()}, sample.to("meta")
+    )
+    return found
 
 
 class _ShapeRecorder(fx.Interpreter):

@@ -12,6 +12,7 @@ from featpipe.cache import FeatureCache
 from featpipe.device import available_cores
 from featpipe.errors import BackboneError, FeatpipeError, ImagesError
 from featpipe.extractor import rebuild
+from featpipe.fidelity import Fidelity
 from featpipe.images import ImageSource, open_images
 from featpipe.loading import load_image, scan
 from featpipe.settings import ExtractSettings, ImageSettings
@@ -20,6 +21,7 @@ from featpipe.table import Status
 Progress = Callable[[int, int], None]
 # Largest difference, as a share of the row's largest value, that another machine, batch or
 # version of a library may make; half a unit of the stored type is added.
+MOST_ERROR = 0.1  # that a file may claim for its own shortcuts
 TOLERANCE = {"float32": 1e-3, "bfloat16": 5e-2, "float16": 1e-2}
 
 
@@ -226,7 +228,8 @@ def _compute_again(
 ) -> tuple[float, float]:
     """Extract some rows anew; return the largest relative difference and the tolerance."""
     spec = cache.spec
-    tolerance = TOLERANCE[spec.precision] + float(np.finfo(spec.dtype).eps) / 2
+    tolerance = max(TOLERANCE[spec.precision], _shortcuts(cache))
+    tolerance += float(np.finfo(spec.dtype).eps) / 2
     groups: dict[str, list[str]] = {}  # layers that are pooled alike are computed together
     for layer, pool in spec.layers.items():
         groups.setdefault(pool, []).append(layer)
@@ -259,6 +262,12 @@ def _compute_again(
                 if on_progress:
                     on_progress(done, len(rows) * len(groups))
     return largest, tolerance
+
+
+def _shortcuts(cache: FeatureCache) -> float:
+    """What two ways may differ by that are each as far from float32 as was measured."""
+    measured = Fidelity.from_dict(cache.conditions.get("fidelity"))
+    return 0.0 if measured is None else 2 * min(measured.error, MOST_ERROR)
 
 
 def _difference(stored: np.ndarray, computed: np.ndarray) -> np.ndarray:

@@ -1,7 +1,10 @@
 """Runtimes: every one gives what float32 gives, and what cannot run says so."""
 
 import logging
+import os
 import shutil
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -25,6 +28,7 @@ from featpipe.runtimes import openvino as openvino_runtime
 from featpipe.runtimes import torch as torch_runtime
 from featpipe.settings import ExtractSettings
 
+DATA = Path(__file__).parents[1] / "data"
 SMALL = ExtractSettings(weights="random", input_size=64, batch_size=4)
 WAYS = [
     (runtime, precision)
@@ -214,6 +218,25 @@ def test_a_model_is_converted_once(models: Path, monkeypatch: pytest.MonkeyPatch
         np.testing.assert_array_equal(first[layer], again[layer])
     with pytest.raises(RuntimeUnavailableError, match="converted again"):  # another network
         run(extractor("openvino", "float32", "squeezenet1_1"), pixels(4))
+
+
+def test_converting_reports_to_nobody_and_prints_nothing(models: Path, tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    home.mkdir()
+    environment = {key: value for key, value in os.environ.items() if key != "CI"}
+    command = [
+        sys.executable, "-m", "featpipe", "-q", "extract", str(DATA / "shapes"), "-b",
+        "squeezenet1_1@random", "--input-size", "64", "--runtime", "openvino", "--precision",
+        "float32", "-o", str(tmp_path / "f.h5"),
+    ]  # fmt: skip
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=True,
+        env={**environment, "HOME": str(home)},
+    )  # fmt: skip
+    assert len(list(models.iterdir())) == 3
+    assert "36 of 36 images" in done.stdout
+    assert len(done.stderr.splitlines()) == 1, done.stderr  # the weights are random
+    assert list(home.iterdir()) == []  # where the makers' package leaves its name for the user
 
 
 @pytest.mark.parametrize("suffix", [".xml", ".bin", ".json"])

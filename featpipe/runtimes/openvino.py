@@ -1,5 +1,6 @@
 """OpenVINO on the CPU: one converted model, kept on disk; a static batch, a request a lane."""
 
+import contextlib
 import functools
 import hashlib
 import importlib.util
@@ -7,7 +8,9 @@ import json
 import logging
 import os
 import queue
+import sys
 import warnings
+from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Self
@@ -37,10 +40,26 @@ def rank(device: str, precision: str) -> int:
 
 
 @functools.cache
-def _capabilities() -> tuple[str, ...]:
-    import openvino
+def _openvino() -> Any:
+    """The package, without its reports to its makers.
 
-    return tuple(openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"))
+    It sends them on import and at each conversion, to whoever has not opted out, unless it finds
+    no package to send them with.
+    """
+    reporter = "openvino_telemetry"
+    loaded = sys.modules.get(reporter)
+    sys.modules[reporter] = None  # type: ignore[assignment]
+    try:
+        return importlib.import_module("openvino")
+    finally:
+        del sys.modules[reporter]
+        if loaded is not None:
+            sys.modules[reporter] = loaded
+
+
+@functools.cache
+def _capabilities() -> tuple[str, ...]:
+    return tuple(_openvino().Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"))
 
 
 def model_folder() -> Path:
@@ -96,9 +115,7 @@ class Runtime:
             self._requests.put(request)
 
     def _compile(self) -> Any:
-        import openvino
-
-        core = openvino.Core()
+        core = _openvino().Core()
         try:
             model = _converted(core, self._network)
             model.reshape([self._batch, *self._network.size, 3])
@@ -141,24 +158,46 @@ def _converted(core: Any, network: Network) -> Any:
 
 
 def _convert(network: Network) -> Any:
-    import openvino
+    _openvino()
+    from openvino.frontend import FrontEndManager
+    from openvino.frontend.pytorch.fx_decoder import TorchFXPythonDecoder
 
     # A batch of two only: example images go through the network once.
     sample = torch.zeros(2, *network.size, 3, dtype=torch.uint8)
     batch = torch.export.Dim("batch")
-    with torch.no_grad(), warnings.catch_warnings():
+    with torch.no_grad(), warnings.catch_warnings(), _hushed():
         warnings.simplefilter("ignore")  # about private parts of torch that its own export uses
         exported = torch.export.export(network, (sample,), dynamic_shapes=({0: batch},))
-        return openvino.convert_model(exported)
+        decoder = TorchFXPythonDecoder.from_exported_program(exported)
+        frontend = FrontEndManager().load_by_framework("pytorch")
+        return frontend.convert(frontend.load(decoder))
+
+
+@contextlib.contextmanager
+def _hushed() -> Iterator[None]:
+    """Keep the root logger still: the decoder logs there which operators it did not meet.
+
+    With a handler, nobody's first message adds one to it for good.
+    """
+    root, nobody = logging.getLogger(), logging.NullHandler()
+
+    def by_others(record: logging.LogRecord) -> bool:
+        return record.module != "fx_decoder"
+
+    root.addHandler(nobody)
+    root.addFilter(by_others)
+    try:
+        yield
+    finally:
+        root.removeFilter(by_others)
+        root.removeHandler(nobody)
 
 
 def _keep(model: Any, folder: Path, name: str) -> None:
-    import openvino
-
     folder.mkdir(parents=True, exist_ok=True)
     with placing(folder / f"{name}.xml") as text:
         # OpenVINO writes the weights beside the text, under its name.
-        openvino.save_model(model, f"{text}.xml", compress_to_fp16=False)
+        _openvino().save_model(model, f"{text}.xml", compress_to_fp16=False)
         weights = Path(f"{text}.bin")
         try:
             Path(f"{text}.xml").replace(text)
