@@ -6,6 +6,7 @@ the limit on the first few is tried on more.
 """
 
 import logging
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
@@ -113,6 +114,8 @@ def features_of(
     """Features of a few rows whose images can be decoded."""
     plain = extractor.backbone.preprocessing
     images = [load_image(source, row, plain, extractor.decoder) for row in rows]
-    pixels = [image.pixels for image in images if image.pixels is not None]
-    with extractor.forward as forward:
-        return forward(np.stack(pixels))
+    pixels = np.stack([image.pixels for image in images if image.pixels is not None])
+    with extractor.forward as forward, ThreadPoolExecutor(forward.lanes) as pool:
+        shares = np.array_split(pixels, min(forward.lanes, len(pixels)))
+        found = list(pool.map(forward, shares))
+    return {layer: np.concatenate([share[layer] for share in found]) for layer in found[0]}

@@ -183,7 +183,8 @@ def _compute(
         meter.end()
         results.close()
         if meter.images >= WORTH_MEASURING * forward.lanes * builder.batch_size:
-            meter.ceilings = measure_ceilings(extractor, load, np.flatnonzero(rows >= 0), workers)
+            items = np.flatnonzero(rows >= 0)
+            meter.ceilings = measure_ceilings(extractor, load, items, workers, meter.seconds)
 
 
 def _write(builder: CacheBuilder, batch: Batch, meter: Meter) -> None:

@@ -131,7 +131,9 @@ class Runtime:
         except OSError:  # a full disk is no property of the network
             raise
         except Exception as error:  # whatever torch.export or OpenVINO do not know
-            reason = (str(error) or type(error).__name__).strip().splitlines()[0]
+            said = (str(error) or type(error).__name__).strip().splitlines()
+            # Where in its source it failed comes first, what failed after it.
+            reason = next((line for line in said if not line.startswith("Exception from")), said[0])
             raise RuntimeUnavailableError(
                 f"OpenVINO cannot run this network: {reason[:200]}. Use --runtime torch."
             ) from error
