@@ -266,13 +266,16 @@ def memory(shared: Path, work: Path, few: int = 5000, many: int = 50_000) -> dic
     for count in (few, many):
         folder = work / f"cells-{count}"
         if not folder.exists():
+            making = work / f"cells-{count}.making"  # of an earlier run that was stopped
+            shutil.rmtree(making, ignore_errors=True)
             for number in range(count):  # a comment of its own makes each another image
-                target = folder / f"{number % 10}" / f"{number:06d}.png"
+                target = making / f"{number % 10}" / f"{number:06d}.png"
                 target.parent.mkdir(parents=True, exist_ok=True)
                 note = PngImagePlugin.PngInfo()
                 note.add_text("number", str(number))
                 with Image.open(cells[number % len(cells)]) as picture:
                     picture.save(target, pnginfo=note)
+            making.rename(folder)
         found = featpipe(folder, "mobilenet_v2", weights_file("mobilenet_v2", shared, work), work)
         results[str(count)] = {"peak_bytes": found["peak_bytes"], "seconds": found["seconds"]}
         print(f"{count}: {found['peak_bytes'] / 1e6:.0f} MB", flush=True)
