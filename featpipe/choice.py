@@ -75,7 +75,7 @@ def choose(extractor: Extractor, source: ImageSource) -> tuple[Extractor, Fideli
     while True:
         extractor = ready(extractor)
         way = extractor.execution
-        if way == REFERENCE and not extractor.compiled:
+        if way == REFERENCE:
             return extractor, None
         measured, true = trial.measure(extractor)
         if true:

@@ -39,9 +39,11 @@ class Execution:
     runtime: str
     precision: str
     decode: str
+    compiled: bool = False
 
     def __str__(self) -> str:
-        return f"{self.runtime}, {self.precision}, {self.decode} decoding"
+        compiled = " compiled" if self.compiled else ""
+        return f"{self.runtime}{compiled}, {self.precision}, {self.decode} decoding"
 
 
 REFERENCE = Execution("torch", "float32", "exact")
@@ -65,7 +67,6 @@ class Extractor:
     shapes: dict[str, Shape]
     spec: Spec
     batch_size: int
-    compiled: bool
 
     @property
     def decoder(self) -> Decoder:
@@ -129,9 +130,7 @@ def prepare(
     batch_size = begun or settings.batch_size or (8 if device == "cpu" else 64)
     shapes = {layer.name: pooled_shape(layer.pool, layer.shape) for layer in layers}
     forward = load_plugin("runtimes", "torch").Runtime(network, device, "float32", batch_size)
-    reference = Extractor(
-        loaded, network, REFERENCE, (), forward, shapes, spec, batch_size, settings.compile
-    )
+    reference = Extractor(loaded, network, REFERENCE, (), forward, shapes, spec, batch_size)
     return reference.at(first, tuple(others))
 
 
@@ -142,7 +141,7 @@ def _runtime(extractor: Extractor, execution: Execution) -> ForwardPass:
         extractor.forward.device,
         execution.precision,
         extractor.batch_size,
-        extractor.compiled,
+        execution.compiled,
     )
     return made
 
@@ -174,7 +173,10 @@ def _executions(
         else:
             runtimes = fastest(device, precision)
             runtimes.sort(key=lambda name: known is None or name != known.runtime)
-        found += [Execution(name, precision, mode) for name in runtimes]
+        for name in runtimes:
+            if settings.compile and name == "torch":
+                found.append(Execution(name, precision, mode, compiled=True))
+            found.append(Execution(name, precision, mode))
     if not found:
         raise RuntimeUnavailableError(
             f"{settings.runtime} does not compute in {' or '.join(wanted)} on {device} here. "

@@ -79,7 +79,7 @@ class Runtime:
                 run(torch.zeros(self._batch, *network.size, 3, dtype=torch.uint8).to(self.device))
         except Exception as error:  # no compiler, an operator it does not know
             reason = (str(error) or type(error).__name__).strip().splitlines()[0]
-            raise RuntimeUnavailableError(f"torch.compile failed: {reason}") from error
+            raise RuntimeUnavailableError(f"torch.compile failed: {reason}.") from error
         return run
 
     def __call__(self, pixels: np.ndarray) -> dict[str, np.ndarray]:
