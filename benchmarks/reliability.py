@@ -271,8 +271,8 @@ def _load_all(folder: str, to: Connection) -> None:
     for row in range(len(source)):
         to.send(("begin", row, 0.0, ""))
         begun = time.perf_counter()
-        load_image(source, row, preprocessing, decode.to_pixels)
-        image = load_image(source, row, preprocessing, decode_fast.to_pixels)
+        load_image(source, row, preprocessing, decode.EXACT)
+        image = load_image(source, row, preprocessing, decode_fast.FAST)
         to.send(("end", row, time.perf_counter() - begun, image.status.name))
 
 

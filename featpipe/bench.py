@@ -17,10 +17,10 @@ from featpipe.ceilings import forward_rate, rate
 from featpipe.choice import Trial, sample_rows
 from featpipe.device import available_cores, machine_facts, precisions
 from featpipe.errors import ImagesError, RuntimeUnavailableError
-from featpipe.extractor import DECODERS, Execution, Extractor, prepare
+from featpipe.extractor import Execution, Extractor, decoders, prepare
 from featpipe.fidelity import Fidelity
 from featpipe.images import ImageSource, open_images
-from featpipe.loading import load_image
+from featpipe.loading import ImageLoader
 from featpipe.runtimes import fastest
 from featpipe.settings import ExtractSettings, ImageSettings
 from featpipe.table import make_table
@@ -135,7 +135,7 @@ def bench(
         for precision in precisions(device)
         for runtime in fastest(device, precision)
     ]
-    total, done = len(DECODERS) + len(ways) + 1, 0
+    total, done = len(decoders(device)) + len(ways) + 1, 0
 
     def step() -> None:
         nonlocal done
@@ -144,14 +144,9 @@ def bench(
             on_progress(done, total)
 
     decode: dict[str, float] = {}
-    for mode, (_, decoder) in DECODERS.items():
-        decode[mode] = rate(
-            lambda decoder=decoder: [  # type: ignore[misc]
-                load_image(source, row, loaded.preprocessing, decoder) for row in rows
-            ],
-            workers,
-            len(rows),
-        )
+    for mode, decoder in decoders(device).items():
+        load = ImageLoader(source, loaded.preprocessing, decoder)
+        decode[mode] = rate(lambda load=load: load(rows), workers, len(rows))  # type: ignore[misc]
         step()
     trial, forward = Trial(first, source), []
     for way in ways:

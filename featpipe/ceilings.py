@@ -1,13 +1,13 @@
 """How fast decoding and forward passes would each be alone on this machine."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-from featpipe.engines import Load
 from featpipe.extractor import Extractor
+from featpipe.loading import ImageLoader
 from featpipe.throughput import Ceilings
 
 IMAGES = 16  # decoded at least, if there are as many
@@ -16,7 +16,11 @@ SHARE = 0.01  # of a run's seconds, each, where something has
 
 
 def measure_ceilings(
-    extractor: Extractor, load: Load, items: Sequence[int] | np.ndarray, workers: int, after: float
+    extractor: Extractor,
+    load: ImageLoader,
+    items: np.ndarray,
+    workers: int,
+    after: float,
 ) -> Ceilings:
     """Decode some images, then run some forward passes, with nothing beside either.
 
@@ -26,9 +30,8 @@ def measure_ceilings(
     ----------
     extractor : Extractor
         Entered.
-    load : callable
-        Of an item.
-    items : sequence of int
+    load : ImageLoader
+    items : int array
         Of which some are loaded, again and again if they are few.
     workers : int
         Threads that decode.
@@ -36,8 +39,9 @@ def measure_ceilings(
         Seconds that the run took.
     """
     forward, seconds = extractor.forward, min(SHARE * after, SECONDS)
-    some = [int(item) for item in items[:: max(1, len(items) // IMAGES)]]
-    decode = rate(lambda: [load(item) for item in some], workers, len(some), seconds, warm=True)
+    together = extractor.batch_size if load.whole else IMAGES
+    some = [int(item) for item in items[:: max(1, len(items) // together)]]
+    decode = rate(lambda: load(some), workers, len(some), seconds, warm=True)
     alone = forward_rate(extractor, seconds, warm=True)
     return Ceilings(decode, alone, shared=forward.device == "cpu")
 

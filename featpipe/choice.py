@@ -14,7 +14,7 @@ from featpipe.decode import Preprocessing
 from featpipe.extractor import REFERENCE, Extractor, ready
 from featpipe.fidelity import COSINE, Fidelity, compare_features
 from featpipe.images import ImageSource
-from featpipe.loading import load_image
+from featpipe.loading import ImageLoader, load_image
 
 FEW, MORE = 4, 32  # images
 FAR_WITHIN = 10  # times nearer to the reference than the limit: a few images are enough
@@ -112,8 +112,7 @@ def features_of(
     extractor: Extractor, source: ImageSource, rows: list[int]
 ) -> dict[str, np.ndarray]:
     """Features of a few rows whose images can be decoded."""
-    plain = extractor.backbone.preprocessing
-    images = [load_image(source, row, plain, extractor.decoder) for row in rows]
+    images = ImageLoader(source, extractor.backbone.preprocessing, extractor.decoder)(rows)
     pixels = np.stack([image.pixels for image in images if image.pixels is not None])
     with extractor.forward as forward, ThreadPoolExecutor(forward.lanes) as pool:
         shares = np.array_split(pixels, min(forward.lanes, len(pixels)))

@@ -14,13 +14,13 @@ from safetensors.numpy import save_file
 from featpipe.backbones import Backbone
 from featpipe.device import available_cores
 from featpipe.durable import placing
-from featpipe.engines import Batch, LoadedImage
+from featpipe.engines import Batch
 from featpipe.errors import ClassifierError, FeatpipeError
 from featpipe.extract import Progress
 from featpipe.extractor import Extractor, rebuild
 from featpipe.heads import Head, make_head
 from featpipe.images import ImageSource
-from featpipe.loading import load_image
+from featpipe.loading import ImageLoader
 from featpipe.registry import load_plugin
 from featpipe.settings import ExtractSettings
 from featpipe.spec import Spec
@@ -205,9 +205,7 @@ class Classifier:
         preprocessing, size = extractor.backbone.preprocessing, extractor.batch_size
         table = images.table
 
-        def load(row: int) -> LoadedImage:
-            return load_image(images, row, preprocessing, extractor.decoder)
-
+        load = ImageLoader(images, preprocessing, extractor.decoder)
         batches = (
             list(range(start, min(start + size, len(images))))
             for start in range(0, len(images), size)

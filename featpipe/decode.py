@@ -8,7 +8,7 @@ no stand-in is ever made up.
 
 import io
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -24,7 +24,6 @@ MOST_SIDE = 1 << 20  # each row costs memory of its own, and no picture is so na
 MOST_SCANS = 100  # of a progressive JPEG, as libtiff has it; real ones have ten
 MOST_PARTS = 500  # segments before a JPEG's picture, comments of a plain PPM
 STRIP_PIXELS = 1 << 20  # converted at once
-DECODER = "pillow: alpha over white, 16 bit scaled to 8, first frame"
 # Pillow also knows formats that it hands to other programs, or that no photograph has.
 Image.init()
 _KNOWN = ("JPEG", "PNG", "WEBP", "TIFF", "GIF", "BMP", "DIB", "PPM", "AVIF", "JPEG2000")
@@ -133,6 +132,29 @@ def to_pixels(data: bytes, preprocessing: Preprocessing) -> np.ndarray:
         As `decode` does.
     """
     return preprocessing.pixels(decode(data, preprocessing.exif))
+
+
+@dataclass(frozen=True)
+class Decoder:
+    """A way from bytes to pixels.
+
+    Attributes
+    ----------
+    name : str
+        What stands in the Spec: decoders of one name give the same pixels.
+    one : callable
+        ``one(data, preprocessing)``: uint8 array, shape (height, width, 3); raises DecodeError.
+    many : callable or None
+        ``many(datas, preprocessing)``: such an array for each, or None for those that `one` is
+        to decode, or to say why it cannot. For decoders that are faster on several at once.
+    """
+
+    name: str
+    one: Callable[[bytes, Preprocessing], np.ndarray]
+    many: Callable[[Sequence[bytes], Preprocessing], list[np.ndarray | None]] | None = None
+
+
+EXACT = Decoder("pillow: alpha over white, 16 bit scaled to 8, first frame", to_pixels)
 
 
 def decode(data: bytes, exif: bool = True) -> Image.Image:

@@ -19,12 +19,16 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
-from featpipe.decode import FORMATS, Preprocessing, decode, refuse_bomb, refuse_slow, turn_of
-from featpipe.errors import DecodeError
-
-DECODER = (
-    "torchcodec: uint8 resize, large JPEG halved; alpha over white, 16 bit scaled to 8, first frame"
+from featpipe.decode import (
+    FORMATS,
+    Decoder,
+    Preprocessing,
+    decode,
+    refuse_bomb,
+    refuse_slow,
+    turn_of,
 )
+
 MODES = ("bilinear", "bicubic")  # what torch resizes in uint8
 SPARE = 2  # times the sides that are needed: a JPEG is never halved below
 
@@ -38,17 +42,35 @@ def to_pixels(data: bytes, preprocessing: Preprocessing) -> np.ndarray:
         As `decode` does.
     """
     how = preprocessing
-    if how.interpolation not in MODES or not how.antialias or how.resize is None:
+    if not resizes(how):
         return how.pixels(decode(data, how.exif))
-    picture = _jpeg(data, how) if data.startswith(b"\xff\xd8") else None
+    picture = _jpeg(data, how)
     if picture is None:
         picture = _to_tensor(decode(data, how.exif))
     how.refuse_narrow(picture.shape[2], picture.shape[1])
-    size = [how.resize] if isinstance(how.resize, int) else list(how.resize)
-    picture = F.resize(picture, size, InterpolationMode(how.interpolation), antialias=True)
-    picture = F.center_crop(picture, list(how.crop))
-    pixels: np.ndarray = picture.permute(1, 2, 0).contiguous().numpy()
+    pixels: np.ndarray = resize(picture, how).numpy()
     return pixels
+
+
+FAST = Decoder(
+    "torchcodec: uint8 resize, large JPEG halved; "
+    "alpha over white, 16 bit scaled to 8, first frame",
+    to_pixels,
+)
+
+
+def resizes(how: Preprocessing) -> bool:
+    """Whether `resize` can do what is asked for."""
+    return how.interpolation in MODES and how.antialias and how.resize is not None
+
+
+def resize(pictures: Tensor, how: Preprocessing) -> Tensor:
+    """Resize and crop: uint8, from shape (..., 3, any, any) to (..., height, width, 3)."""
+    assert how.resize is not None
+    size = [how.resize] if isinstance(how.resize, int) else list(how.resize)
+    pictures = F.resize(pictures, size, InterpolationMode(how.interpolation), antialias=True)
+    cropped: Tensor = F.center_crop(pictures, list(how.crop))
+    return cropped.movedim(-3, -1).contiguous()
 
 
 def _to_tensor(picture: Image.Image) -> Tensor:
@@ -57,12 +79,11 @@ def _to_tensor(picture: Image.Image) -> Tensor:
 
 def _jpeg(data: bytes, how: Preprocessing) -> Tensor | None:
     """A picture of shape (3, height, width), or None if Pillow is to say what it is."""
-    refuse_slow(data)
+    found = open_jpeg(data)
+    if found is None:
+        return None
     try:
-        with Image.open(io.BytesIO(data), formats=FORMATS) as opened:
-            if opened.format != "JPEG" or opened.mode not in ("RGB", "L"):
-                return None
-            refuse_bomb(opened, data)
+        with found as opened:
             turn, full = turn_of(opened), opened.size
             opened.draft("RGB", _spacious(full, how))
             if opened.size != full:
@@ -71,10 +92,34 @@ def _jpeg(data: bytes, how: Preprocessing) -> Tensor | None:
                     scaled if turn is None or not how.exif else scaled.transpose(turn)
                 )
         return None if turn is not None and not how.exif else _decoder()(data)
-    except DecodeError:
-        raise
     except Exception:  # Pillow finds the words, when it decodes the whole
         return None
+
+
+def open_jpeg(data: bytes) -> Image.Image | None:
+    """A colour or grey JPEG of which only the header is read; None if it is anything else.
+
+    Raises
+    ------
+    DecodeError
+        If it would take memory or time beyond all proportion.
+    """
+    if not data.startswith(b"\xff\xd8"):
+        return None
+    refuse_slow(data)
+    try:
+        opened = Image.open(io.BytesIO(data), formats=FORMATS)
+    except Exception:
+        return None
+    if opened.format != "JPEG" or opened.mode not in ("RGB", "L"):
+        return None
+    refuse_bomb(opened, data)
+    return opened
+
+
+def is_complete(data: bytes) -> bool:
+    """Whether a JPEG ends as it should; some decoders fill what is missing with grey."""
+    return data.rstrip(b"\0").endswith(b"\xff\xd9")
 
 
 def _spacious(size: tuple[int, int], how: Preprocessing) -> tuple[int, int]:
@@ -96,10 +141,10 @@ def _decoder() -> Callable[[bytes], Tensor]:
 
 
 def _by_torchvision(data: bytes) -> Tensor:
-    """What there was before TorchCodec; it fills what is missing from a file with grey."""
+    """What there was before TorchCodec."""
     from torchvision.io import ImageReadMode, decode_jpeg
 
-    if not data.rstrip(b"\0").endswith(b"\xff\xd9"):
+    if not is_complete(data):
         raise ValueError("the end of the picture is missing")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # deprecated since torchvision 0.29, for TorchCodec

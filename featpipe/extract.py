@@ -19,12 +19,12 @@ from featpipe.cache_build import CacheBuilder
 from featpipe.ceilings import measure_ceilings
 from featpipe.choice import choose
 from featpipe.device import available_cores, machine_facts
-from featpipe.engines import Batch, LoadedImage
+from featpipe.engines import Batch
 from featpipe.errors import DecodeError, FeatpipeError
 from featpipe.extractor import Extractor, prepare
 from featpipe.fidelity import Fidelity
 from featpipe.images import ImageSource, open_images
-from featpipe.loading import load_image, scan
+from featpipe.loading import ImageLoader, scan
 from featpipe.registry import load_plugin
 from featpipe.settings import ExtractSettings, ImageSettings
 from featpipe.table import Status
@@ -141,12 +141,7 @@ def _compute(
     rows = builder.rows_of_work()
     preprocessing = extractor.backbone.preprocessing
 
-    def load(item: int) -> LoadedImage:
-        if rows[item] < 0:
-            return LoadedImage(None, Status.MISSING, "no longer among the images")
-        digest = builder.work[item].tobytes()
-        return load_image(source, int(rows[item]), preprocessing, extractor.decoder, digest)
-
+    load = ImageLoader(source, preprocessing, extractor.decoder, rows, builder.work)
     engine = load_plugin("engines", "local")
     done = 0
     with contextlib.ExitStack() as stack:

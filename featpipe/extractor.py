@@ -1,5 +1,7 @@
 """A backbone made ready to turn pixels into features, in the fastest way that is true to it."""
 
+import contextlib
+import functools
 import hashlib
 import json
 import logging
@@ -9,27 +11,23 @@ from itertools import product
 
 from torch import nn
 
-from featpipe import decode, decode_fast
+from featpipe import decode_cuda
 from featpipe.backbones import Backbone, choose_pool, load_backbone, parse_backbone
 from featpipe.cache_stock import Precedent
-from featpipe.decode import Preprocessing
+from featpipe.decode import EXACT, Decoder, Preprocessing
+from featpipe.decode_fast import FAST
 from featpipe.device import choose_device, precisions
 from featpipe.errors import BackboneError, LayerError, RuntimeUnavailableError, WeightsError
 from featpipe.layers import Shape, needed_tensors, pooled_shape, structure_of
-from featpipe.loading import Decoder
 from featpipe.network import Network, PooledLayer
 from featpipe.registry import load_plugin
 from featpipe.runtimes import ForwardPass, fastest
+from featpipe.runtimes.torch import fitting_batch
 from featpipe.settings import ExtractSettings
 from featpipe.spec import Spec
 from featpipe.weights import digest_weights
 
 log = logging.getLogger(__name__)
-
-DECODERS: dict[str, tuple[str, Decoder]] = {
-    "exact": (decode.DECODER, decode.to_pixels),
-    "fast": (decode_fast.DECODER, decode_fast.to_pixels),
-}
 
 
 @dataclass(frozen=True)
@@ -70,20 +68,23 @@ class Extractor:
 
     @property
     def decoder(self) -> Decoder:
-        """From an image's bytes to pixels."""
-        return DECODERS[self.execution.decode][1]
+        """From images' bytes to pixels."""
+        return decoders(self.forward.device)[self.execution.decode]
 
     def at(self, execution: Execution, others: tuple[Execution, ...] = ()) -> "Extractor":
         """The same, executed in another way."""
-        return replace(
-            self,
-            execution=execution,
-            others=others,
-            forward=_runtime(self, execution),
-            spec=replace(
-                self.spec, precision=execution.precision, decoder=DECODERS[execution.decode][0]
-            ),
-        )
+        made = replace(self, execution=execution, others=others, forward=_runtime(self, execution))
+        named = replace(self.spec, precision=execution.precision, decoder=made.decoder.name)
+        return replace(made, spec=named)
+
+
+@functools.cache
+def decoders(device: str) -> dict[str, Decoder]:
+    """What there is to decode images for a device, the fastest first."""
+    found = {"fast": FAST, "exact": EXACT}
+    with contextlib.suppress(RuntimeUnavailableError):
+        return {"cuda": decode_cuda.decoder(device), **found}
+    return found
 
 
 def prepare(
@@ -125,13 +126,20 @@ def prepare(
     network = Network(cut, layers, loaded.preprocessing, _identity(spec, layers))
     device = choose_device(settings.device)
     first, *others = _executions(settings, device, network.learnt, known)
-    # A CPU is fastest while a batch's activations stay in its cache.
     begun = known.batch_size if known is not None else None
-    batch_size = begun or settings.batch_size or (8 if device == "cpu" else 64)
+    batch_size = begun or settings.batch_size or _batch_size(network, device, first)
     shapes = {layer.name: pooled_shape(layer.pool, layer.shape) for layer in layers}
     forward = load_plugin("runtimes", "torch").Runtime(network, device, "float32", batch_size)
     reference = Extractor(loaded, network, REFERENCE, (), forward, shapes, spec, batch_size)
     return reference.at(first, tuple(others))
+
+
+def _batch_size(network: Network, device: str, execution: Execution) -> int:
+    if device == "cpu":  # fastest while a batch's activations stay in its cache
+        return 8
+    if device.startswith("cuda"):
+        return fitting_batch(network, device, execution.precision)
+    return 64
 
 
 def _runtime(extractor: Extractor, execution: Execution) -> ForwardPass:
@@ -150,13 +158,14 @@ def _executions(
     settings: ExtractSettings, device: str, learnt: bool, known: Precedent | None
 ) -> list[Execution]:
     """All that the settings allow on this device, the one to take first."""
-    modes = {name: mode for mode, (name, _) in DECODERS.items()}
+    modes = list(decoders(device))
+    if settings.decode == "cuda":
+        decode_cuda.decoder(device)  # or say why not
     if settings.decode != "auto":
-        decoders = [settings.decode]
-    elif known is not None and known.spec.decoder in modes:
-        decoders = [modes[known.spec.decoder]]
-    else:
-        decoders = ["fast", "exact"]
+        modes = [settings.decode]
+    elif known is not None:
+        same = [mode for mode in modes if decoders(device)[mode].name == known.spec.decoder]
+        modes = same or modes
     if settings.precision != "auto":
         wanted = [settings.precision]
     elif known is not None and known.spec.precision in precisions(device):
@@ -164,7 +173,7 @@ def _executions(
     else:
         wanted = list(dict.fromkeys([precisions(device)[0] if learnt else "float32", "float32"]))
     found = []
-    for mode, precision in product(decoders, wanted):
+    for mode, precision in product(modes, wanted):
         if settings.runtime != "auto":
             runtime = load_plugin("runtimes", settings.runtime)  # or say which there are
             runtimes = [settings.runtime] if runtime.rank(device, precision) else []
@@ -246,6 +255,10 @@ def rebuild(
         Precedent(spec),
     )
     wanted = replace(spec.only(layers), dtype=extractor.spec.dtype)
+    if spec.decoder == decode_cuda.NAME and extractor.spec.decoder != spec.decoder:
+        # What a GPU has made is to be used where there is none.
+        log.warning("JPEGs were decoded by nvJPEG, which is not here; pixels may differ a little.")
+        wanted = replace(wanted, decoder=extractor.spec.decoder)
     differences = wanted.differences(extractor.spec)
     return (extractor if differences else ready(extractor)), differences
 

@@ -1,46 +1,107 @@
-"""One image: read, checked to be the one that is meant, decoded, or the reason why not."""
+"""Images: read, checked to be those that are meant, decoded, or the reason why not."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 
 import numpy as np
 
 from featpipe.checksums import digest_bytes
-from featpipe.decode import Preprocessing, to_pixels
-from featpipe.engines import LoadedImage
+from featpipe.decode import EXACT, Decoder, Preprocessing
+from featpipe.engines import LoadedImage, Read
 from featpipe.errors import DecodeError
 from featpipe.images import ImageSource
 from featpipe.table import Status
 
-Decoder = Callable[[bytes, Preprocessing], np.ndarray]
 SCAN_TASK = 32  # images that one thread digests in a row
 MOST_LETTERS = 160  # of a reason
 SLOW_SECONDS = 3e-4  # an image that takes longer to digest was waited for
+# It may well succeed another time, so it is no property of the image.
+_NO_MEMORY = LoadedImage(None, Status.UNREADABLE, "not enough memory")
+
+
+@dataclass(frozen=True, eq=False)
+class ImageLoader:
+    """Reads and decodes images of a source; what goes wrong becomes a status and a reason.
+
+    Attributes
+    ----------
+    source : ImageSource
+    preprocessing : Preprocessing
+    decoder : Decoder
+    rows : int array, shape (items,), or None
+        The source's row of each item, -1 if it is no longer there; None if items are rows.
+    digests : uint8 array, shape (items, 16), or None
+        Bytes that have another digest are not used: the file has changed.
+    """
+
+    source: ImageSource
+    preprocessing: Preprocessing
+    decoder: Decoder = EXACT
+    rows: np.ndarray | None = None
+    digests: np.ndarray | None = None
+
+    @property
+    def whole(self) -> bool:
+        """Whether a batch is decoded faster by one call than by several."""
+        return self.decoder.many is not None
+
+    def __call__(self, items: Sequence[int]) -> list[LoadedImage]:
+        """The images of some items."""
+        if self.whole:
+            return self.decode(self.read(items))
+        # One image's bytes at a time need less memory.
+        return [self._decoded(self._read(item)) for item in items]
+
+    def read(self, items: Sequence[int]) -> list[Read]:
+        """The bytes of each, or why there are none."""
+        return [self._read(item) for item in items]
+
+    def decode(self, found: Sequence[Read]) -> list[LoadedImage]:
+        """The picture of each, or why there is none."""
+        if self.decoder.many is None:
+            return [self._decoded(one) for one in found]
+        encoded = [one for one in found if isinstance(one, bytes)]
+        pixels = iter(self.decoder.many(encoded, self.preprocessing))
+        return [
+            self._decoded(one, next(pixels)) if isinstance(one, bytes) else one for one in found
+        ]
+
+    def _read(self, item: int) -> Read:
+        row = item if self.rows is None else int(self.rows[item])
+        if row < 0:
+            return LoadedImage(None, Status.MISSING, "no longer among the images")
+        try:
+            data = self.source.read(row)
+        except MemoryError:
+            return _NO_MEMORY
+        except (OSError, ValueError) as error:
+            return LoadedImage(None, *_read_status(error))
+        if self.digests is not None and digest_bytes(data) != self.digests[item].tobytes():
+            return LoadedImage(None, Status.UNREADABLE, "changed while it was being extracted")
+        return data
+
+    def _decoded(self, one: Read, pixels: np.ndarray | None = None) -> LoadedImage:
+        """`pixels` if they are decoded already."""
+        if isinstance(one, LoadedImage):
+            return one
+        try:
+            made = self.decoder.one(one, self.preprocessing) if pixels is None else pixels
+            return LoadedImage(made)
+        except DecodeError as error:
+            return LoadedImage(None, Status.UNDECODABLE, _short(str(error)))
+        except MemoryError:
+            return _NO_MEMORY
+        except (OSError, ValueError) as error:
+            return LoadedImage(None, *_read_status(error))
 
 
 def load_image(
-    source: ImageSource,
-    row: int,
-    preprocessing: Preprocessing,
-    decoder: Decoder = to_pixels,
-    digest: bytes = b"",
+    source: ImageSource, row: int, preprocessing: Preprocessing, decoder: Decoder = EXACT
 ) -> LoadedImage:
-    """Read, decode and resize one image; what goes wrong becomes a status and a reason.
-
-    With a `digest`, bytes that have another one are not used: the file has changed.
-    """
-    try:
-        data = source.read(row)
-        if digest and digest_bytes(data) != digest:
-            return LoadedImage(None, Status.UNREADABLE, "changed while it was being extracted")
-        return LoadedImage(decoder(data, preprocessing))
-    except DecodeError as error:
-        return LoadedImage(None, Status.UNDECODABLE, _short(str(error)))
-    except MemoryError:  # may well succeed another time, so it is no property of the image
-        return LoadedImage(None, Status.UNREADABLE, "not enough memory")
-    except (OSError, ValueError) as error:
-        return LoadedImage(None, *_read_status(error))
+    """Read, decode and resize one image; what goes wrong becomes a status and a reason."""
+    return ImageLoader(source, preprocessing, decoder)([row])[0]
 
 
 def scan(source: ImageSource, workers: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

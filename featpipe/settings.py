@@ -101,8 +101,9 @@ class ExtractSettings(_Checked):
     decode: str = option(
         "auto",
         "exact is torchvision's preset on Pillow to the bit; fast is TorchCodec and a resize of "
-        "bytes; auto takes fast where it is true to exact.",
-        ("auto", "exact", "fast"),
+        "bytes; cuda is nvJPEG on the card; auto takes cuda there, else fast, where it is true "
+        "to exact.",
+        ("auto", "exact", "fast", "cuda"),
     )
     compile: bool = option(
         False, "Let torch.compile the network: for long runs of the torch runtime."

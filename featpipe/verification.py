@@ -14,7 +14,7 @@ from featpipe.errors import BackboneError, FeatpipeError, ImagesError
 from featpipe.extractor import rebuild
 from featpipe.fidelity import Fidelity
 from featpipe.images import ImageSource, open_images
-from featpipe.loading import load_image, scan
+from featpipe.loading import ImageLoader, scan
 from featpipe.settings import ExtractSettings, ImageSettings
 from featpipe.table import Status
 
@@ -241,14 +241,11 @@ def _compute_again(
                 "what is here is not what made the cache: "
                 + "; ".join(differences).replace("requested", "here")
             )
-        preprocessing = extractor.backbone.preprocessing
+        load = ImageLoader(source, extractor.backbone.preprocessing, extractor.decoder, there)
         with extractor.forward as forward:
             for start in range(0, len(rows), extractor.batch_size):
                 batch = rows[start : start + extractor.batch_size]
-                images = [
-                    load_image(source, int(there[row]), preprocessing, extractor.decoder)
-                    for row in batch
-                ]
+                images = load(batch.tolist())
                 usable = np.array([image.status == Status.OK for image in images])
                 _note(bad, batch[~usable], "its image cannot be decoded now")
                 pixels = [image.pixels for image in images if image.pixels is not None]

@@ -15,12 +15,12 @@ import torch
 from featpipe.backbones import load_backbone
 from featpipe.cache import FeatureCache
 from featpipe.checksums import digest_bytes
-from featpipe.decode import Preprocessing, decode, to_pixels
+from featpipe.decode import Preprocessing, decode
 from featpipe.errors import DecodeError, ImagesChangedError
 from featpipe.extract import extract_features
 from featpipe.extractor import prepare
 from featpipe.images import open_images
-from featpipe.loading import load_image
+from featpipe.loading import ImageLoader
 from featpipe.settings import ExtractSettings
 from featpipe.table import Status
 
@@ -180,8 +180,9 @@ def test_a_file_that_changes_while_it_is_extracted_is_not_used(shapes: Path) -> 
     source = open_images(shapes)
     plain = Preprocessing((8, 8), (8, 8))
     right = digest_bytes(source.read(0))
-    assert load_image(source, 0, plain, to_pixels, right).status == Status.OK
-    changed = load_image(source, 1, plain, to_pixels, right)
+    digests = np.frombuffer(2 * right, np.uint8).reshape(2, 16)
+    same, changed = ImageLoader(source, plain, digests=digests)([0, 1])
+    assert same.status == Status.OK
     assert changed.status == Status.UNREADABLE
     assert changed.pixels is None
 
@@ -266,23 +267,6 @@ main()
     assert done.returncode == 130, done.stderr
     assert "24 computed images are saved" in done.stderr.replace("\n", " ")
     assert "Traceback" not in done.stderr
-
-
-def test_memory_is_bounded_by_batches_ahead(shapes: Path, small: ExtractSettings) -> None:
-    from featpipe.engines import LoadedImage, local
-
-    live, most = set(), 0
-
-    def load(item: int) -> LoadedImage:
-        nonlocal most
-        live.add(item)
-        most = max(most, len(live))
-        return LoadedImage(np.zeros((3, 2, 2), np.uint8))
-
-    batches = [list(range(start, start + 4)) for start in range(0, 400, 4)]
-    for batch in local.run(batches, load, lambda pixels: {"a": pixels[:, :, 0, 0]}, 2, 2):
-        live.difference_update(batch.items)
-    assert most <= 4 * (2 + local.AHEAD)
 
 
 def test_the_file_says_how_it_was_made(shapes_cache: FeatureCache) -> None:

@@ -39,7 +39,7 @@ from featpipe.decode import MOST_PARTS, MOST_SCANS, Preprocessing
 from featpipe.errors import DecodeError, ImagesError
 from featpipe.extract import extract_features
 from featpipe.images import ImageSource, open_images
-from featpipe.loading import Decoder, load_image
+from featpipe.loading import load_image
 from featpipe.settings import ImageSettings
 from featpipe.table import Status, make_table
 
@@ -457,11 +457,9 @@ def samples() -> list[bytes]:
     ]
 
 
-@pytest.mark.parametrize(
-    "decoder", [decode.to_pixels, decode_fast.to_pixels], ids=["exact", "fast"]
-)
+@pytest.mark.parametrize("decoder", [decode.EXACT, decode_fast.FAST], ids=["exact", "fast"])
 @pytest.mark.parametrize("warned", ["ignore", "error"])
-def test_300_broken_pictures_give_pixels_or_a_reason(warned: str, decoder: Decoder) -> None:
+def test_300_broken_pictures_give_pixels_or_a_reason(warned: str, decoder: decode.Decoder) -> None:
     rng, originals = np.random.default_rng(20), samples()
     broken = [mutate(originals[number % len(originals)], rng) for number in range(300)]
     source = ImageSource("broken", make_table([str(row) for row in range(300)]), broken.__getitem__)

@@ -354,6 +354,41 @@ def test_one_image_that_does_not_fit_is_an_error(monkeypatch: pytest.MonkeyPatch
         on_gpu(monkeypatch, room=0)(pixels(3))
 
 
+@pytest.mark.parametrize(
+    ("free", "size"),
+    # 8 images take 80 units; two lanes may use a quarter of what is free.
+    [(10_000, 64), (79, 1), (80, 1), (160, 2), (1, 1), (5_120, 64), (5_119, 32), (10**9, 256)],
+)
+def test_the_batch_fits_into_the_free_memory(
+    monkeypatch: pytest.MonkeyPatch, free: int, size: int
+) -> None:
+    seen = []
+    network = extractor("torch", "float32").network
+    network.register_forward_hook(lambda module, given, out: seen.append(len(given[0])))
+    for name, found in (
+        ("reset_peak_memory_stats", None),
+        ("memory_allocated", 500),
+        ("max_memory_allocated", 500 + 10 * torch_runtime.TRIED_BATCH),
+        ("mem_get_info", (free, 10**9)),
+        ("empty_cache", None),
+    ):
+        monkeypatch.setattr(torch.cuda, name, lambda *_, found=found: found)
+    assert torch_runtime.fitting_batch(network, "cpu", "float32") == size
+    assert seen == [torch_runtime.TRIED_BATCH]
+
+
+def test_where_nothing_fits_it_begins_with_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    network = extractor("torch", "float32").network
+    for name in ("reset_peak_memory_stats", "memory_allocated"):
+        monkeypatch.setattr(torch.cuda, name, lambda *_: 0)
+
+    def full(*_: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    network.register_forward_hook(full)
+    assert torch_runtime.fitting_batch(network, "cpu", "float32") == 1
+
+
 # ---- what lies there decides -------------------------------------------------------------
 
 

@@ -43,6 +43,7 @@ from featpipe.cli import cli, main
 from featpipe.durable import Deferred
 from featpipe.errors import CacheDamagedError, CacheError, SpecMismatchError
 from featpipe.images import ImageSource
+from featpipe.loading import ImageLoader
 from featpipe.settings import ExtractSettings
 from featpipe.spec import Spec
 from featpipe.table import ImageTable, make_table, text_column
@@ -1186,7 +1187,7 @@ def _interrupt_everywhere(folder: Path) -> None:
     good = contents(folder / "reference.h5")
     points: list[tuple[Any, str, int]] = [
         (ImageSource, "digest", 20),
-        (extract, "load_image", 20),
+        (ImageLoader, "_read", 20),
         (cache_assemble.Assembly, "write", 0),
         *((Deferred, "write", number) for number in (0, 1, 5, 9, 12, 15, 20)),
         (cache_rows.LayerReader, "inspect", 5),

@@ -2,7 +2,9 @@
 
 import json
 import re
+import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +15,7 @@ from featpipe.bench import bench
 from featpipe.cache import FeatureCache
 from featpipe.cli import cli
 from featpipe.device import available_cores
-from featpipe.engines import LoadedImage, local
+from featpipe.engines import LoadedImage, Read, local
 from featpipe.errors import ImagesError
 from featpipe.extract import extract_features
 from featpipe.runtimes import fastest
@@ -51,21 +53,86 @@ def test_shares_are_of_the_time_and_of_the_threads() -> None:
     assert meter.bound == "forward"
 
 
+class Grey:
+    """Loads grey images from nowhere."""
+
+    whole = False
+
+    def read(self, items: list[int]) -> list[Read]:
+        return [b"grey"] * len(items)
+
+    def decode(self, found: Sequence[Read]) -> list[LoadedImage]:
+        return [LoadedImage(np.zeros((3, 2, 3), np.uint8)) for _ in found]
+
+
+def mean(pixels: np.ndarray) -> dict[str, np.ndarray]:
+    return {"a": pixels.mean((1, 2, 3), dtype=np.float32)[:, None]}
+
+
+def in_fours(count: int) -> list[list[int]]:
+    return [list(range(start, start + 4)) for start in range(0, count, 4)]
+
+
+def test_memory_is_bounded_by_batches_ahead() -> None:
+    live: set[int] = set()
+    most = 0
+
+    class Counting(Grey):
+        def read(self, items: list[int]) -> list[Read]:
+            nonlocal most
+            live.update(items)
+            most = max(most, len(live))
+            return super().read(items)
+
+    for batch in local.run(in_fours(400), Counting(), mean, 2, 2):
+        live.difference_update(batch.items)
+    assert most <= 4 * (2 + local.AHEAD)
+
+
+def test_a_slow_disk_is_asked_for_several_files_at_once() -> None:
+    """Each answer comes only when four are asked for, by a machine that decodes with one thread."""
+    together = threading.Barrier(local.READERS, timeout=20)
+
+    class Distant(Grey):
+        def read(self, items: list[int]) -> list[Read]:
+            together.wait()
+            return super().read(items)
+
+    done = [batch.items for batch in local.run(in_fours(64), Distant(), mean, 1, 2)]
+    assert done == in_fours(64)
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_a_whole_batch_is_decoded_by_one_call(whole: bool) -> None:
+    seen: list[int] = []
+
+    class Whole(Grey):
+        def decode(self, found: Sequence[Read]) -> list[LoadedImage]:
+            seen.append(len(found))
+            return super().decode(found)
+
+    Whole.whole = whole
+    batches = list(local.run(in_fours(20), Whole(), mean, 2, 1))
+    assert [batch.items for batch in batches] == in_fours(20)
+    assert seen == ([4] * 5 if whole else [2] * 10)
+
+
 @pytest.mark.parametrize("slow", STAGES)
 def test_the_slow_stage_is_named(slow: str) -> None:
     pause = {stage: 0.03 if stage == slow else 0.0 for stage in STAGES}
     meter = Meter()
 
-    def load(item: int) -> LoadedImage:
-        time.sleep(pause["decode"])
-        return LoadedImage(np.zeros((2, 2, 3), np.uint8))
+    class Slow(Grey):
+        def decode(self, found: Sequence[Read]) -> list[LoadedImage]:
+            time.sleep(pause["decode"])
+            return super().decode(found)
 
     def forward(pixels: np.ndarray) -> dict[str, np.ndarray]:
         time.sleep(pause["forward"])
         return {"a": np.zeros((len(pixels), 1), np.float32)}
 
     batches = [[item] for item in range(40)]
-    for batch in local.run(batches, load, forward, 1, 1, meter):
+    for batch in local.run(batches, Slow(), forward, 1, 1, meter):
         with meter.waiting_for("write"):
             time.sleep(pause["write"])
         meter.add(len(batch.items))

@@ -4,8 +4,9 @@ A plug-in has ``run(batches, load, forward, workers, lanes) -> Batches``, a gene
 its threads when it is closed; batches may come back in any order.
 """
 
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 
@@ -29,6 +30,28 @@ class LoadedImage:
     reason: str = ""
 
 
+Read = bytes | LoadedImage  # what a file holds, or why it is not used
+
+
+class Loader(Protocol):
+    """How images are had; several threads may call it.
+
+    Attributes
+    ----------
+    whole : bool
+        Whether a batch is decoded by one call, since that is faster than several.
+    """
+
+    @property
+    def whole(self) -> bool: ...
+
+    def read(self, items: Sequence[int]) -> list[Read]:
+        """The bytes of each item."""
+
+    def decode(self, found: Sequence[Read]) -> list[LoadedImage]:
+        """The picture of each."""
+
+
 @dataclass(frozen=True, eq=False)
 class Batch:
     """Results of one forward pass; position ``i`` of everything is item ``items[i]``."""
@@ -38,6 +61,5 @@ class Batch:
     features: dict[str, np.ndarray]
 
 
-Load = Callable[[int], LoadedImage]
 Forward = Callable[[np.ndarray], dict[str, np.ndarray]]
 Batches = Generator[Batch, None, None]

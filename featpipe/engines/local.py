@@ -11,16 +11,17 @@ from dataclasses import replace
 
 import numpy as np
 
-from featpipe.engines import Batch, Batches, Forward, Load, LoadedImage
+from featpipe.engines import Batch, Batches, Forward, LoadedImage, Loader, Read
 from featpipe.errors import LayerError
 from featpipe.throughput import Meter
 
 AHEAD = 2  # batches being decoded while every lane is busy; bounds the memory
+READERS = 4  # threads a worker: a disk that is slow to answer is asked for several files at once
 
 
 def run(
     batches: Iterable[list[int]],
-    load: Load,
+    load: Loader,
     forward: Forward,
     workers: int,
     lanes: int = 1,
@@ -28,17 +29,17 @@ def run(
 ) -> Batches:
     """Yield each batch's features, in order.
 
-    `workers` threads load images, `lanes` threads run forward passes. An image that could
-    not be loaded keeps its place in its batch as zeros, so that every other row is computed
-    in the same company whatever happened to it; its features are never handed on as its own,
-    since its status says so.
+    `workers` threads decode images, others read them, `lanes` threads run forward passes. An
+    image that could not be loaded keeps its place in its batch as zeros, so that every other
+    row is computed in the same company whatever happened to it; its features are never handed
+    on as its own, since its status says so.
     """
     measured = meter or Meter()
     measured.begin(workers, lanes)
 
-    def load_some(items: list[int]) -> list[LoadedImage]:
-        with measured.working("decode"):
-            return [load(item) for item in items]
+    def decode(reading: list[Future[list[Read]]]) -> list[LoadedImage]:
+        with measured.working("decode"):  # whose work is late if the disk is
+            return load.decode([one for future in reading for one in future.result()])
 
     def compute(items: list[int], loading: list[Future[list[LoadedImage]]]) -> Batch:
         with measured.waiting_for("decode"):
@@ -49,18 +50,22 @@ def run(
     waiting: deque[Future[Batch]] = deque()
     with (
         ThreadPoolExecutor(lanes, thread_name_prefix="featpipe-forward") as computing,
-        ThreadPoolExecutor(workers, thread_name_prefix="featpipe-decode") as loading,
+        ThreadPoolExecutor(workers, thread_name_prefix="featpipe-decode") as decoding,
+        ThreadPoolExecutor(READERS * workers, thread_name_prefix="featpipe-read") as reading,
     ):
         try:
             for items in batches:
-                tasks = [loading.submit(load_some, some) for some in _shares(items, workers)]
+                read = [reading.submit(load.read, some) for some in _shares(items, workers)]
+                shares = [read] if load.whole else [[future] for future in read]
+                tasks = [decoding.submit(decode, share) for share in shares]
                 waiting.append(computing.submit(compute, items, tasks))
                 if len(waiting) >= lanes + AHEAD:
                     yield waiting.popleft().result()
             while waiting:
                 yield waiting.popleft().result()
         finally:
-            loading.shutdown(cancel_futures=True)
+            reading.shutdown(cancel_futures=True)
+            decoding.shutdown(cancel_futures=True)
             computing.shutdown(cancel_futures=True)
 
 

@@ -15,12 +15,51 @@ from featpipe.runtimes import in_batches
 
 MOST_LANES = 8
 CUDA_LANES = 2  # one copies while the other computes
+MOST_BATCH = 256  # beyond, a GPU gains nothing
+TRIED_BATCH = 8  # whose memory is measured
+# Of the free memory; the float32 reference needs twice as much, nvJPEG some.
+MEMORY_SHARE = 0.25
 log = logging.getLogger(__name__)
 
 
 def rank(device: str, precision: str) -> int:
     """It runs everywhere."""
     return 1
+
+
+def fitting_batch(network: Network, device: str, precision: str) -> int:
+    """Images in a batch of which one a lane fits into the free memory of a CUDA device.
+
+    Returns
+    -------
+    int
+        A power of two. What a few images need is measured; should that deceive, the batch is
+        halved when the memory gives out.
+    """
+    placed = _placed(network, device, precision)
+    pixels = torch.zeros(TRIED_BATCH, *network.size, 3, dtype=torch.uint8).to(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    before = torch.cuda.memory_allocated(device)
+    try:
+        with torch.inference_mode():
+            placed(pixels)
+        most = torch.cuda.max_memory_allocated(device)
+    except torch.OutOfMemoryError:
+        return 1
+    each = max((most - before) / TRIED_BATCH, 1.0)
+    torch.cuda.empty_cache()
+    free, _ = torch.cuda.mem_get_info(device)
+    room = MEMORY_SHARE * free / (CUDA_LANES * each)
+    return 1 << max(int(min(room, MOST_BATCH)).bit_length() - 1, 0)
+
+
+def _placed(network: Network, device: str, precision: str) -> Network:
+    """The network in a precision, on a device; itself in float32, else a copy."""
+    dtype = getattr(torch, precision)
+    placed = network if dtype == torch.float32 else network.at(dtype)
+    placed.to(device)
+    placed.cut.to(memory_format=torch.channels_last)
+    return placed
 
 
 class Runtime:
@@ -54,19 +93,21 @@ class Runtime:
         if self._run is None:
             self._run = self._prepared()
         self._threads = torch.get_num_threads()
+        if self.device.startswith("cuda"):  # float32 is to be no shorter than its name
+            self._tf32 = torch.backends.cudnn.allow_tf32
+            torch.backends.cudnn.allow_tf32 = self._tf32 and self.precision != "float32"
         if self.device == "cpu":
             torch.set_num_threads(max(1, available_cores() // self.lanes))
         return self
 
     def __exit__(self, *error: object) -> None:
-        """Give the process its threads back."""
+        """Leave the process as it was."""
         torch.set_num_threads(self._threads)
+        if self.device.startswith("cuda"):
+            torch.backends.cudnn.allow_tf32 = self._tf32
 
     def _prepared(self) -> Any:
-        dtype = getattr(torch, self.precision)
-        network = self._given if dtype == torch.float32 else self._given.at(dtype)
-        network.to(self.device)
-        network.cut.to(memory_format=torch.channels_last)
+        network = _placed(self._given, self.device, self.precision)
         if not self._compiled:
             return network
         if self.device == "cpu":
