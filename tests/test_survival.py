@@ -1201,7 +1201,7 @@ def _interrupt_everywhere(folder: Path) -> None:
         assert (code, "Traceback" in said) == (130, False), (point, code, said)
         parts = [Part.read(file) for file in out.with_name("f.h5.parts").glob("part-*")]
         saved = sum(int(part.digests.any(axis=1).sum()) for part in parts)
-        assert saved > 0 or point[0] in (ImageSource, extract), point
+        assert saved > 0 or point[0] in (ImageSource, ImageLoader), point
         assert (f"{saved} computed images are saved" in " ".join(said.split())) == (saved > 0)
         assert not out.exists()
         assert computed_by(SHAPES, out) == 36 - saved

@@ -4,6 +4,7 @@ Threads suffice, since Pillow, TorchCodec and the runtimes let go of the interpr
 work.
 """
 
+import time
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -16,7 +17,8 @@ from featpipe.errors import LayerError
 from featpipe.throughput import Meter
 
 AHEAD = 2  # batches being decoded while every lane is busy; bounds the memory
-READERS = 4  # threads a worker: a disk that is slow to answer is asked for several files at once
+READERS = 4  # threads a worker that read, where files are waited for
+WAITED = 2e-3  # seconds that a file takes to read if it is not at hand
 
 
 def run(
@@ -29,17 +31,35 @@ def run(
 ) -> Batches:
     """Yield each batch's features, in order.
 
-    `workers` threads decode images, others read them, `lanes` threads run forward passes. An
-    image that could not be loaded keeps its place in its batch as zeros, so that every other
-    row is computed in the same company whatever happened to it; its features are never handed
-    on as its own, since its status says so.
+    `workers` threads read and decode images, `lanes` threads run forward passes. Once files are
+    found to be waited for, other threads read ahead, several files at once. An image that could
+    not be loaded keeps its place in its batch as zeros, so that every other row is computed in
+    the same company whatever happened to it; its features are never handed on as its own, since
+    its status says so.
     """
     measured = meter or Meter()
     measured.begin(workers, lanes)
+    ahead = load.whole
+
+    def read_and_decode(items: list[int]) -> list[LoadedImage]:
+        nonlocal ahead
+        with measured.working("decode"):
+            begun = time.perf_counter()
+            found = load.read(items)
+            ahead = ahead or time.perf_counter() - begun > WAITED * len(items)
+            return load.decode(found)
 
     def decode(reading: list[Future[list[Read]]]) -> list[LoadedImage]:
         with measured.working("decode"):  # whose work is late if the disk is
             return load.decode([one for future in reading for one in future.result()])
+
+    def load_ahead(items: list[int]) -> list[Future[list[LoadedImage]]]:
+        shares = list(_shares(items, workers))
+        if not ahead:
+            return [decoding.submit(read_and_decode, share) for share in shares]
+        read = [reading.submit(load.read, share) for share in shares]
+        together = [read] if load.whole else [[future] for future in read]
+        return [decoding.submit(decode, some) for some in together]
 
     def compute(items: list[int], loading: list[Future[list[LoadedImage]]]) -> Batch:
         with measured.waiting_for("decode"):
@@ -55,10 +75,7 @@ def run(
     ):
         try:
             for items in batches:
-                read = [reading.submit(load.read, some) for some in _shares(items, workers)]
-                shares = [read] if load.whole else [[future] for future in read]
-                tasks = [decoding.submit(decode, share) for share in shares]
-                waiting.append(computing.submit(compute, items, tasks))
+                waiting.append(computing.submit(compute, items, load_ahead(items)))
                 if len(waiting) >= lanes + AHEAD:
                     yield waiting.popleft().result()
             while waiting:
