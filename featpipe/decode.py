@@ -14,10 +14,9 @@ from typing import Any
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
-from torchvision.transforms import InterpolationMode
-from torchvision.transforms import functional as F
 
 from featpipe.errors import DecodeError
+from featpipe.lean import InterpolationMode, transforms
 
 MOST_PIXELS = 178_956_970  # Pillow's own guard against decompression bombs
 MOST_SIDE = 1 << 20  # each row costs memory of its own, and no picture is so narrow
@@ -101,8 +100,16 @@ class Preprocessing:
             self.refuse_narrow(*image.size)
             size = self.resize if isinstance(self.resize, int) else list(self.resize)
             image = self._resized(image, size)
-        image = F.center_crop(image, list(self.crop))
+        image = transforms.center_crop(image, list(self.crop))
         return np.array(image)
+
+    def resized(self, height: int, width: int) -> tuple[int, int]:
+        """Height and width of a picture before it is cropped."""
+        if not isinstance(self.resize, int):
+            return self.resize or (height, width)
+        if height < width:
+            return self.resize, int(self.resize * width / height)
+        return int(self.resize * height / width), self.resize
 
     def refuse_narrow(self, width: int, height: int) -> None:
         """Raise DecodeError if a picture, resized by its shorter side, would fill the memory."""
@@ -114,8 +121,8 @@ class Preprocessing:
     def _resized(self, image: Image.Image, size: int | list[int]) -> Image.Image:
         mode = InterpolationMode(self.interpolation)
         if self.antialias:
-            return F.resize(image, size, mode)  # type: ignore[no-any-return]
-        plain = F.resize(F.pil_to_tensor(image), size, mode, antialias=False)
+            return transforms.resize(image, size, mode)  # type: ignore[no-any-return]
+        plain = transforms.resize(transforms.pil_to_tensor(image), size, mode, antialias=False)
         return Image.fromarray(plain.permute(1, 2, 0).numpy())
 
 

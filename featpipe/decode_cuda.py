@@ -121,7 +121,7 @@ def _resize(
 
 
 def _stacked(pictures: Iterable[Tensor | None]) -> Tensor:
-    return torch.stack([picture for picture in pictures if picture is not None])
+    return torch.stack([picture for picture in pictures if picture is not None]).movedim(1, -1)
 
 
 def _stream(device: str) -> AbstractContextManager[object]:

@@ -16,8 +16,7 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torchvision.transforms import InterpolationMode
-from torchvision.transforms.v2 import functional as F
+from torch.nn.functional import interpolate
 
 from featpipe.decode import (
     FORMATS,
@@ -28,6 +27,7 @@ from featpipe.decode import (
     refuse_slow,
     turn_of,
 )
+from featpipe.lean import transforms
 
 MODES = ("bilinear", "bicubic")  # what torch resizes in uint8
 SPARE = 2  # times the sides that are needed: a JPEG is never halved below
@@ -47,8 +47,8 @@ def to_pixels(data: bytes, preprocessing: Preprocessing) -> np.ndarray:
     picture = _jpeg(data, how)
     if picture is None:
         picture = _to_tensor(decode(data, how.exif))
-    how.refuse_narrow(picture.shape[2], picture.shape[1])
-    pixels: np.ndarray = resize(picture, how).numpy()
+    how.refuse_narrow(picture.shape[1], picture.shape[0])
+    pixels: np.ndarray = resize(picture[None], how)[0].numpy()
     return pixels
 
 
@@ -65,20 +65,25 @@ def resizes(how: Preprocessing) -> bool:
 
 
 def resize(pictures: Tensor, how: Preprocessing) -> Tensor:
-    """Resize and crop: uint8, from shape (..., 3, any, any) to (..., height, width, 3)."""
-    assert how.resize is not None
-    size = [how.resize] if isinstance(how.resize, int) else list(how.resize)
-    pictures = F.resize(pictures, size, InterpolationMode(how.interpolation), antialias=True)
-    cropped: Tensor = F.center_crop(pictures, list(how.crop))
-    return cropped.movedim(-3, -1).contiguous()
+    """Resize and crop: uint8, from shape (batch, any, any, 3) to (batch, height, width, 3)."""
+    pictures = pictures.permute(0, 3, 1, 2)
+    size = how.resized(*pictures.shape[2:])
+    if size != tuple(pictures.shape[2:]):
+        on_cpu = pictures.device.type == "cpu"  # elsewhere torch resizes no bytes
+        found = interpolate(
+            pictures if on_cpu else pictures.float(), size, mode=how.interpolation, antialias=True
+        )
+        pictures = found if on_cpu else found.clamp_(0, 255).round_().byte()
+    cropped: Tensor = transforms.center_crop(pictures, list(how.crop))
+    return cropped.movedim(1, -1).contiguous()
 
 
 def _to_tensor(picture: Image.Image) -> Tensor:
-    return torch.from_numpy(np.array(picture)).permute(2, 0, 1)
+    return torch.from_numpy(np.array(picture))
 
 
 def _jpeg(data: bytes, how: Preprocessing) -> Tensor | None:
-    """A picture of shape (3, height, width), or None if Pillow is to say what it is."""
+    """A picture of shape (height, width, 3), or None if Pillow is to say what it is."""
     found = open_jpeg(data)
     if found is None:
         return None
@@ -91,7 +96,7 @@ def _jpeg(data: bytes, how: Preprocessing) -> Tensor | None:
                 return _to_tensor(
                     scaled if turn is None or not how.exif else scaled.transpose(turn)
                 )
-        return None if turn is not None and not how.exif else _decoder()(data)
+        return None if turn is not None and not how.exif else _decoder()(data).permute(1, 2, 0)
     except Exception:  # Pillow finds the words, when it decodes the whole
         return None
 

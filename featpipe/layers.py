@@ -11,9 +11,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torchvision.models.feature_extraction import NodePathTracer, _set_default_tracer_kwargs
 
 from featpipe.errors import LayerError
+from featpipe.lean import feature_extraction
 from featpipe.registry import no_such
 
 Shape = tuple[int, ...]
@@ -26,7 +26,9 @@ def open_layers(model: nn.Module, sample: Tensor) -> "TracedLayers | HookedLayer
     two.
     """
     model.eval()
-    tracer = NodePathTracer(**_set_default_tracer_kwargs(None))
+    tracer = feature_extraction.NodePathTracer(
+        **feature_extraction._set_default_tracer_kwargs(None)
+    )
     try:
         graph = tracer.trace(model)
     except Exception:  # data-dependent control flow fails in as many ways as there are models
@@ -56,7 +58,9 @@ class TracedLayers:
         The penultimate features: what the last layer with parameters is given.
     """
 
-    def __init__(self, tracer: NodePathTracer, graph: fx.Graph, sample: Tensor) -> None:
+    def __init__(
+        self, tracer: feature_extraction.NodePathTracer, graph: fx.Graph, sample: Tensor
+    ) -> None:
         self._root, self._graph = tracer.root, graph
         names = tracer.node_to_qualname
         module = fx.GraphModule(tracer.root, graph)

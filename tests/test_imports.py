@@ -17,6 +17,7 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 FLOORS = [
     ["errors", "registry", "settings", "table", "spec", "durable"],
     [
+        "lean",
         "checksums",
         "regular",
         "manifest",
@@ -161,3 +162,30 @@ def test_help_imports_nothing_heavy() -> None:
 def test_every_public_name_exists_and_has_a_docstring() -> None:
     for name in featpipe.__all__:
         assert getattr(featpipe, name).__doc__, name
+
+
+def test_no_command_waits_for_the_compiler() -> None:
+    """Which torchvision asks for at import; what it is asked for works all the same."""
+    code = (
+        "import sys, featpipe.extract, featpipe.classifier, featpipe.layers, torch, torchvision\n"
+        "assert 'torch._dynamo' not in sys.modules, 'loaded at import'\n"
+        "boxes = torch.tensor([[0.0, 0.0, 0.0, 4.0, 4.0]])\n"
+        "found = torchvision.ops.roi_align(torch.ones(1, 3, 8, 8), boxes, 2)\n"
+        "assert found.shape == (1, 3, 2, 2)\n"
+        "supported = torchvision.ops.roi_align.__globals__['is_compile_supported']('cpu')\n"
+        "from torch._dynamo.utils import is_compile_supported\n"
+        "assert supported == is_compile_supported('cpu')\n"
+        "assert torch.compile(lambda x: x + 1, backend='eager')(torch.ones(1)) == 2\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_compiler_that_is_there_already_is_left_alone() -> None:
+    code = (
+        "import sys, torch._dynamo, featpipe.extract\n"
+        "import torch._dynamo as now\n"
+        "assert sys.modules['torch._dynamo'] is now and now.disable\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
