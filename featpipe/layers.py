@@ -65,7 +65,7 @@ class TracedLayers:
         names = tracer.node_to_qualname
         module = fx.GraphModule(tracer.root, graph)
         try:
-            shapes = _shapes_without_values(module, sample)
+            shapes = _shapes(module, sample)
         except Exception:  # an operator that needs values, or a tensor that is no parameter
             shapes = _shapes(module, sample)
         self._nodes: dict[str, fx.Node] = {
@@ -131,28 +131,12 @@ def _shapes(module: fx.GraphModule, sample: Tensor) -> dict[str, Shape]:
     return recorder.shapes
 
 
-def _shapes_without_values(module: fx.GraphModule, sample: Tensor) -> dict[str, Shape]:
-    """The same on torch's meta device, which computes shapes only: no second of a large network."""
-    named = {**dict(module.named_parameters()), **dict(module.named_buffers())}
-    empty = {name: value.detach().to("meta") for name, value in named.items()}
-    found: dict[str, Shape] = {}
-
-    class Recorded(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.module = module
-
-        def forward(self, images: Tensor) -> None:
-            found.update(_shapes(self.module, images))
-
-    torch.func.functional_call(
-        Recorded(), {f"module.{name}": value for name, value in empty.items()}, sample.to("meta")
-    )
-    return found
-
-
 class _ShapeRecorder(fx.Interpreter):
-    """Runs a graph and notes the shape of each node's output for one image."""
+    """Runs a graph and notes the shape of each node's output for one image.
+
+    Of the layers that take all the time only the shape is computed, and zeros go on. (On torch's
+    meta device everything would cost nothing, but it needs torch's compiler: a second.)
+    """
 
     def __init__(self, module: fx.GraphModule, batch: int) -> None:
         super().__init__(module)
@@ -166,6 +150,19 @@ class _ShapeRecorder(fx.Interpreter):
         if is_map and len(result) == self.batch and n.op not in ("placeholder", "get_attr"):
             self.shapes[n.name] = tuple(result.shape[1:])
         return result
+
+    def call_module(self, target: Any, args: Any, kwargs: Any) -> Any:
+        module = self.fetch_attr(target)
+        if type(module) is nn.Conv2d and module.padding_mode == "zeros":
+            # One channel of input and output: all channels have its height and width.
+            images, weight = args[0], module.weight[:1, :1]
+            one = nn.functional.conv2d(
+                images[:, :1], weight, None, module.stride, module.padding, module.dilation
+            )
+            return images.new_zeros(len(one), module.out_channels, *one.shape[2:])
+        if type(module) is nn.Linear:
+            return args[0].new_zeros(*args[0].shape[:-1], module.out_features)
+        return super().call_module(target, args, kwargs)
 
 
 class HookedLayers:

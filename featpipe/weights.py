@@ -124,8 +124,28 @@ def apply_state_dict(model: nn.Module, state: dict[str, Tensor], origin: str) ->
             f"{origin} does not fit {type(model).__name__}: {len(fitting)} of {len(own)} tensors "
             f"match. Missing: {listing(missing)}. Unexpected: {listing(unexpected)}."
         )
-    model.load_state_dict(fitting, strict=False)
+    if _is_tied(model):
+        model.load_state_dict(fitting, strict=False)
+    else:  # saves a copy of all weights, which takes longer than reading them
+        model.load_state_dict(_apart(fitting, own), strict=False, assign=True)
     return Loaded(missing, unexpected)
+
+
+def _is_tied(model: nn.Module) -> bool:
+    """Whether a parameter has several names, of which a file may hold only one."""
+    return len([*model.parameters()]) != len([*model.named_parameters(remove_duplicate=False)])
+
+
+def _apart(state: dict[str, Tensor], own: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors of the model's own types, each in memory of its own."""
+    seen, found = set(), {}
+    for name, value in state.items():
+        value = value.to(own[name].dtype).contiguous()
+        if value.untyped_storage().data_ptr() in seen:
+            value = value.clone()
+        seen.add(value.untyped_storage().data_ptr())
+        found[name] = value
+    return found
 
 
 def listing(names: tuple[str, ...] | list[str], most: int = 6) -> str:

@@ -415,3 +415,30 @@ def test_what_was_measured_stands_in_the_file(shapes: Path, tmp_path: Path) -> N
     assert conditions["throughput"]["images_per_second"] > 0
     with FeatureCache.open(tmp_path / "f.h5") as again:
         assert again.conditions == conditions
+
+
+MANY_AT_ONCE = """
+import sys, threading
+sys.setswitchinterval(1e-6)
+import numpy as np
+from featpipe.runtimes.openvino import _openvino
+openvino, together = _openvino(), threading.Barrier(8)
+def first():
+    together.wait()
+    openvino.Type.u8.to_dtype()
+    openvino.Tensor(np.zeros(3, np.uint8)).data
+threads = [threading.Thread(target=first, daemon=True) for _ in range(8)]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join(20)
+sys.exit(any(thread.is_alive() for thread in threads))
+"""
+
+
+@pytest.mark.skipif("openvino" not in {name for name, _ in WAYS}, reason="no OpenVINO")
+@pytest.mark.parametrize("attempt", range(3))
+def test_first_calls_from_several_threads_do_not_wait_for_ever(attempt: int) -> None:
+    """OpenVINO by itself hangs in three of four such processes."""
+    done = subprocess.run([sys.executable, "-c", MANY_AT_ONCE], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr or "it hangs"

@@ -19,7 +19,7 @@ import numpy as np
 import platformdirs
 import torch
 
-from featpipe.checksums import digest_bytes
+from featpipe.checksums import digest_blocks
 from featpipe.device import available_cores
 from featpipe.durable import placing, put
 from featpipe.errors import RuntimeUnavailableError
@@ -50,7 +50,12 @@ def _openvino() -> Any:
     loaded = sys.modules.get(reporter)
     sys.modules[reporter] = None  # type: ignore[assignment]
     try:
-        return importlib.import_module("openvino")
+        package = importlib.import_module("openvino")
+        # The tables that turn its types into numpy's are made when first used. Two threads that
+        # do so at once wait for each other for ever: one has the table's lock, one Python's.
+        _ = package.Tensor(np.zeros(1, np.uint8)).data
+        package.Type.u8.to_dtype()
+        return package
     finally:
         del sys.modules[reporter]
         if loaded is not None:
@@ -225,7 +230,8 @@ def _read(core: Any, stem: Path) -> Any:
 
 
 def _digest(path: Path) -> str:
-    return digest_bytes(path.read_bytes()).hex()
+    with path.open("rb") as file:
+        return digest_blocks(iter(lambda: file.read(1 << 20), b"")).hex()
 
 
 def _make_room(folder: Path, keep: str) -> None:
