@@ -1,10 +1,11 @@
 """Putting the finished cache together from everything that holds rows of it."""
 
+import functools
 import json
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +25,7 @@ from featpipe.layers import Shape
 from featpipe.spec import Spec
 from featpipe.table import ImageTable, Status, text_column
 
-BLOCK_BYTES = 32 << 20
+BLOCK_BYTES = 8 << 20  # memory of this size is used again, and not had anew from the system
 
 
 @dataclass(eq=False)
@@ -88,9 +89,13 @@ class Assembly:
 
     def _read(self, layer: str, start: int, stop: int) -> np.ndarray:
         """Consecutive rows, from wherever each of them is."""
+        numbers = np.unique(self._origin[start:stop])
+        if len(numbers) == 1 and numbers[0] >= 0:  # as after one uninterrupted run
+            alone: np.ndarray = self.stock.origins[numbers[0]].read(layer, self._row[start:stop])
+            return alone
         shape = (stop - start, *self.shapes[layer])
         block = np.full(shape, np.nan, np.dtype(self.spec.dtype))
-        for number in np.unique(self._origin[start:stop]):
+        for number in numbers:
             if number >= 0:
                 here = np.flatnonzero(self._origin[start:stop] == number)
                 origin = self.stock.origins[number]
@@ -119,7 +124,7 @@ def write_cache(
         As `table_columns` makes them.
     read : callable
         ``read(layer, start, stop)`` gives the features of these rows, as they are stored; it is
-        called in the order of the rows, for about 32 MiB at a time.
+        called in the order of the rows, for about 8 MiB at a time, by another thread.
     conditions : dict
         Stored with the seconds since `begun` (of `time.perf_counter`).
 
@@ -162,8 +167,9 @@ def _write(
                 writer = LayerWriter(file, layer, (rows, *shape), dtype)
                 chunk_bytes = writer.chunk * int(np.prod(shape)) * dtype.itemsize
                 chunks = max(1, BLOCK_BYTES // max(1, chunk_bytes))
-                for start, stop in blocks(rows, chunks * writer.chunk):
-                    writer.write(read(layer, start, stop))
+                spans = list(blocks(rows, chunks * writer.chunk))
+                for block in _ahead(functools.partial(read, layer), spans):
+                    writer.write(block)
                     target.check()
                 writer.close()
             seconds = round(time.perf_counter() - begun, 3)
@@ -181,6 +187,21 @@ def _write(
             damage = written.inspect(layer)
             if len(damage.rows) or damage.outside:
                 raise CacheDamagedError(f"{file_name} reads back otherwise than written.")
+
+
+def _ahead(
+    read: Callable[[int, int], np.ndarray], spans: list[tuple[int, int]]
+) -> Iterator[np.ndarray]:
+    """Each span's rows, of which the next ones are read while one is written."""
+    with ThreadPoolExecutor(1, thread_name_prefix="featpipe-read") as reader:
+        coming = [reader.submit(read, *span) for span in spans[:1]]
+        for following in [*spans[1:], None]:
+            if not coming:
+                return
+            block = coming.pop().result()
+            if following is not None:
+                coming.append(reader.submit(read, *following))
+            yield block
 
 
 def table_columns(

@@ -342,6 +342,8 @@ class CacheBuilder:
 
     def _stored(self, layer: str, rows: np.ndarray, status: np.ndarray) -> np.ndarray:
         rows[status != Status.OK] = np.nan
+        if rows.dtype == self.spec.dtype:  # and finite, or marked as not
+            return rows
         with np.errstate(over="ignore"):
             stored: np.ndarray = rows.astype(self.spec.dtype)
         if np.isinf(stored).any():

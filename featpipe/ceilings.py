@@ -12,7 +12,7 @@ from featpipe.throughput import Ceilings
 
 IMAGES = 16  # decoded at least, if there are as many
 SECONDS = 0.4  # and for so long, each, where nothing has been measured yet
-SHARE = 0.01  # of a run's seconds, each, where something has
+SHARE = 0.005  # of a run's seconds, each, where something has
 
 
 def measure_ceilings(
