@@ -74,7 +74,8 @@ def train_head(
     features : FeatureCache, str or Path
         A finished cache.
     head : str
-        ``linear``, ``mlp``, ``sklearn-logistic``, or an installed plug-in's name.
+        ``linear``, ``mlp``, ``logistic``, ``ridge``, ``lda``, ``knn``, ``centroid``,
+        ``sklearn-logistic``, or an installed plug-in's name.
     settings : TrainSettings
         Split and layer.
     **options

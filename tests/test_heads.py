@@ -7,13 +7,17 @@ import numpy as np
 import pytest
 import torch
 from sklearn.base import clone
+from sklearn.covariance import ledoit_wolf
+from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
+from sklearn.linear_model import RidgeClassifier
 from sklearn.model_selection import GridSearchCV, cross_val_score
+from sklearn.neighbors import KNeighborsClassifier, NearestCentroid
 from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
+from sklearn.preprocessing import StandardScaler, normalize
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from featpipe.errors import HeadError, UnknownNameError
-from featpipe.heads import Head, make_head
+from featpipe.heads import Head, knn, make_head
 from featpipe.registry import plugin_names
 
 NAMES = plugin_names("heads")
@@ -194,7 +198,7 @@ def test_one_class_alone_cannot_be_learnt(name: str) -> None:
 def test_a_constant_feature_changes_nothing(name: str, constant: float) -> None:
     X, y = blobs(0)
     X = np.column_stack([X, np.full(len(X), constant, np.float32)])
-    head = quick_head(name).fit(X, y)
+    head = quick_head(name, standardize=True).fit(X, y)
     assert np.isfinite(head.predict_proba(X)).all()
     assert head.score(X, y) > 0.9
 
@@ -203,8 +207,12 @@ def test_a_constant_feature_changes_nothing(name: str, constant: float) -> None:
 def test_standardised_features_may_have_any_scale(name: str) -> None:
     X, y = blobs(0)
     scale = np.array([1e-4, 1, 1e4, 1, 1, 1], np.float32)
-    plain = quick_head(name).fit(X, y).predict_proba(X)
-    scaled = quick_head(name).fit(X * scale + 5 * scale, y).predict_proba(X * scale + 5 * scale)
+    plain = quick_head(name, standardize=True).fit(X, y).predict_proba(X)
+    scaled = (
+        quick_head(name, standardize=True)
+        .fit(X * scale + 5 * scale, y)
+        .predict_proba(X * scale + 5 * scale)
+    )
     assert np.abs(scaled - plain).max() < 1e-3
 
 
@@ -230,3 +238,105 @@ def test_an_impossible_value_is_a_head_error_that_names_the_option(
 ) -> None:
     with pytest.raises(HeadError, match=option.replace("_", ".")):
         quick_head(name, **{option: value}).fit(*blobs(0))
+
+
+# ---- what each head is, beside whoever has it as well ----------------------------------------
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+@pytest.mark.parametrize("features", [6, 120])
+def test_ridge_is_scikit_learns(classes: int, features: int) -> None:
+    X, y = wide_blobs(features)
+    X, y = X[y < classes].astype(np.float64), y[y < classes]
+    weights = np.random.default_rng(0).random(len(y))
+    head = make_head("ridge", {"alpha": 2.5, "standardize": False}).fit(X, y, sample_weight=weights)
+    model = RidgeClassifier(alpha=2.5).fit(X, y, sample_weight=weights)
+    coef = np.atleast_2d(model.coef_)
+    np.testing.assert_allclose(head.arrays()["coef"], coef, atol=1e-6)
+    np.testing.assert_allclose(head.arrays()["intercept"], model.intercept_, atol=1e-6)
+
+
+@pytest.mark.parametrize("features", [6, 120])
+def test_ridge_takes_the_penalty_that_leaving_rows_out_takes(features: int) -> None:
+    X, y = wide_blobs(features)
+    X, y = X[:40].astype(np.float64), y[:40]
+    head = make_head("ridge", {"standardize": False}).fit(X, y)
+    tried = [head.alpha_ / 3, head.alpha_, head.alpha_ * 3]
+    errors = []
+    for alpha in tried:
+        missed = 0.0
+        for row in range(40):
+            rest = np.arange(40) != row
+            model = RidgeClassifier(alpha=alpha).fit(X[rest], y[rest])
+            target = np.where(np.arange(3) == y[row], 1, -1)
+            missed += ((model.decision_function(X[row : row + 1])[0] - target) ** 2).sum()
+        errors.append(missed)
+    assert int(np.argmin(errors)) == 1
+
+
+@pytest.mark.parametrize("features", [6, 120])
+@pytest.mark.parametrize("shrinkage", [0.3, 1.0])
+def test_lda_is_scikit_learns(features: int, shrinkage: float) -> None:
+    X, y = wide_blobs(features)
+    head = make_head("lda", {"shrinkage": shrinkage, "standardize": False}).fit(X, y)
+    model = LinearDiscriminantAnalysis(solver="lsqr", shrinkage=shrinkage).fit(X, y)
+    np.testing.assert_allclose(head.predict_proba(X), model.predict_proba(X), atol=1e-5)
+
+
+def test_ldas_shrinkage_is_ledoits_and_wolfs() -> None:
+    X, y = wide_blobs(120)
+    head = make_head("lda", {"standardize": False}).fit(X, y)
+    within = X - np.stack([X[y == label].mean(0) for label in range(3)])[y]
+    assert head.shrinkage_ == pytest.approx(ledoit_wolf(within, assume_centered=True)[1], rel=1e-4)
+    assert 0 < head.shrinkage_ < 1
+
+
+def test_centroid_is_the_nearest_mean() -> None:
+    X, y = blobs(0, spread=2)
+    new, _ = blobs(1, spread=2)
+    head = make_head("centroid", {"metric": "euclidean", "standardize": False}).fit(X, y)
+    assert np.array_equal(head.predict(new), NearestCentroid().fit(X, y).predict(new))
+    head = make_head("centroid", {"standardize": False}).fit(X, y)
+    means = np.stack([normalize(X)[y == label].mean(0) for label in range(3)])
+    assert np.array_equal(head.predict(new), (normalize(new) @ normalize(means).T).argmax(1))
+
+
+@pytest.mark.parametrize("block", [1 << 24, 200])
+def test_knn_counts_votes_by_cosine(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(knn, "BLOCK_VALUES", block)
+    X, y = blobs(0, spread=3)
+    new, _ = blobs(1, spread=3)
+    head = make_head("knn", {"k": 7, "temperature": 0.2}).fit(X, y)
+    model = KNeighborsClassifier(
+        7, metric="cosine", algorithm="brute", weights=lambda far: np.exp(-far / 0.2)
+    ).fit(X, y)
+    np.testing.assert_allclose(head.predict_proba(new), model.predict_proba(new), atol=1e-5)
+    three, seven = head.votes(new, [3, 7])
+    assert np.array_equal(head.set_params(k=3).predict(new), three.argmax(1))
+    np.testing.assert_allclose(np.log(seven / seven.sum(1, keepdims=True) + 1e-9),
+                               np.log(model.predict_proba(new) + 1e-9), atol=1e-3)  # fmt: skip
+
+
+def test_knn_with_more_neighbours_than_rows_asks_all() -> None:
+    X, y = blobs(0, rows=9)
+    head = make_head("knn", {"k": 50}).fit(X, y)
+    assert head.predict_proba(X).sum(1) == pytest.approx(1)
+    assert (head.predict(X) == y).all()
+
+
+@pytest.mark.parametrize("name", ["logistic", "ridge", "sklearn-logistic"])
+def test_a_row_of_weight_two_is_two_rows(name: str) -> None:
+    X, y = blobs(0, spread=2)
+    weights = np.random.default_rng(0).integers(0, 3, len(y))
+    weighted = quick_head(name).fit(X, y, sample_weight=weights)
+    repeated = quick_head(name).fit(np.repeat(X, weights, 0), np.repeat(y, weights))
+    np.testing.assert_allclose(weighted.predict_proba(X), repeated.predict_proba(X), atol=2e-3)
+
+
+def wide_blobs(features: int) -> Data:
+    """Three classes in so many features, some of them noise."""
+    random = np.random.default_rng(3)
+    labels = np.arange(90) % 3
+    X = random.normal(size=(90, features))
+    X[:, :6] += 2 * np.eye(3, 6)[labels]
+    return X.astype(np.float32), labels

@@ -29,6 +29,7 @@ FLOORS = [
         "layers",
         "network",
         "descent",
+        "logistic",
         "fidelity",
     ],
     ["throughput"],

@@ -21,7 +21,10 @@ def _widths(ctx: click.Context, parameter: click.Parameter, value: str | None) -
 @click.command("train-head")
 @click.argument("features", type=click.Path(dir_okay=False))
 @click.option(
-    "--head", default="linear", show_default=True, help="linear, mlp, sklearn-logistic, ..."
+    "--head",
+    default="linear",
+    show_default=True,
+    help="linear, mlp, logistic, ridge, lda, knn, ...",
 )
 @click.option("-o", "--out", help="Folder for what is made [default: FEATURES-HEAD, here].")
 @settings_options(TrainSettings, "settings")

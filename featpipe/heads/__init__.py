@@ -11,7 +11,7 @@ import numpy as np
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils._param_validation import InvalidParameterError
 from sklearn.utils.multiclass import check_classification_targets
-from sklearn.utils.validation import check_is_fitted, validate_data
+from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 
 from featpipe.descent import Epochs
 from featpipe.errors import HeadError
@@ -45,6 +45,11 @@ class Head(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         validation : pair of arrays
             Rows that only select the epoch; heads without epochs ignore them.
         """
+        return self._fit_weighted(X, y, validation, None)
+
+    def _fit_weighted(
+        self, X: Any, y: Any, validation: Validation | None, sample_weight: Any
+    ) -> Self:
         try:
             self._validate_params()
         except InvalidParameterError as error:
@@ -60,17 +65,22 @@ class Head(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             known = np.isin(validation[1], self.classes_)
             if known.any():
                 held_out = X_val[known], np.searchsorted(self.classes_, validation[1][known])
+        weights = None
+        if sample_weight is not None:
+            weights = _check_sample_weight(
+                sample_weight, X, dtype=np.float64, ensure_non_negative=True
+            )
         self._mean: np.ndarray | None = None
         self._scale: np.ndarray | None = None
         if getattr(self, "standardize", False):
-            self._mean = X.mean(axis=0, dtype=np.float64).astype(X.dtype)
-            scale = X.std(axis=0, dtype=np.float64).astype(X.dtype)
+            mean, deviation = _moments(X, weights)
+            self._mean, scale = mean.astype(X.dtype), deviation.astype(X.dtype)
             self._scale = np.where(scale > 1e-6 * np.abs(self._mean) + 1e-12, scale, 1)
             X = self._standardized(X)
             if held_out is not None:
                 held_out = self._standardized(held_out[0]), held_out[1]
         self.curves_: Epochs = []
-        self._fit(X, codes, held_out)
+        self._learn(X, codes, held_out, weights)
         return self
 
     def predict_proba(self, X: Any) -> np.ndarray:
@@ -94,6 +104,15 @@ class Head(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             return X
         result: np.ndarray = (X - self._mean) / self._scale
         return result
+
+    def _learn(
+        self,
+        X: np.ndarray,
+        codes: np.ndarray,
+        validation: Validation | None,
+        weights: np.ndarray | None,
+    ) -> None:
+        self._fit(X, codes, validation)
 
     def _fit(self, X: np.ndarray, codes: np.ndarray, validation: Validation | None) -> None:
         raise TypeError(f"{type(self).__name__} does not implement _fit.")
@@ -130,6 +149,70 @@ class Head(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     def n_parameters(self) -> int:
         """How many numbers fitting learnt (standardisation not counted)."""
         return sum(array.size for array in self.arrays().values())
+
+
+class LinearHead(Head):
+    """A head whose logits are linear in the features.
+
+    A subclass implements ``_solve``, which may give one vector for two classes.
+    """
+
+    def _learn(
+        self,
+        X: np.ndarray,
+        codes: np.ndarray,
+        validation: Validation | None,
+        weights: np.ndarray | None,
+    ) -> None:
+        given = np.ones(len(X)) if weights is None else weights
+        self._coef, self._intercept = self._solve(X, codes, given)
+
+    def _solve(
+        self, X: np.ndarray, codes: np.ndarray, weights: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Coefficients, shape (classes or 1, d), and intercepts, shape (classes or 1,)."""
+        raise TypeError(f"{type(self).__name__} does not implement _solve.")
+
+    def _decision(self, X: np.ndarray) -> np.ndarray:
+        logits: np.ndarray = X @ self._coef.T + self._intercept
+        if logits.shape[1] == 1:  # two classes share one vector
+            logits = np.concatenate([np.zeros_like(logits), logits], axis=1)
+        return logits
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """Coefficients, shape (classes or 1, d), and intercepts."""
+        return {"coef": self._coef, "intercept": self._intercept}
+
+    def set_arrays(self, arrays: dict[str, np.ndarray]) -> None:
+        """The inverse of `arrays`."""
+        self._coef, self._intercept = arrays["coef"], arrays["intercept"]
+
+
+class WeightedHead(LinearHead):
+    """A linear head whose rows may be weighted."""
+
+    def fit(
+        self, X: Any, y: Any, validation: Validation | None = None, sample_weight: Any = None
+    ) -> Self:
+        """Fit on features `X`, shape (n, d), and labels `y`, shape (n,).
+
+        Parameters
+        ----------
+        X, y : arrays
+        validation : pair of arrays
+            Not used: there are no epochs.
+        sample_weight : array, shape (n,)
+            At least 0; a row of weight 2 counts as if it were there twice.
+        """
+        return self._fit_weighted(X, y, validation, sample_weight)
+
+
+def _moments(X: np.ndarray, weights: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and standard deviation of each feature, float64."""
+    if weights is None:
+        return X.mean(axis=0, dtype=np.float64), X.std(axis=0, dtype=np.float64)
+    mean = np.average(X, axis=0, weights=weights)
+    return mean, np.sqrt(np.average((X - mean) ** 2, axis=0, weights=weights))
 
 
 def make_head(name: str, options: dict[str, Any] | None = None) -> Head:

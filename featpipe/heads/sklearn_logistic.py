@@ -3,11 +3,10 @@
 import numpy as np
 from sklearn.linear_model import LogisticRegression
 
-from featpipe.heads import Head as BaseHead
-from featpipe.heads import Validation
+from featpipe.heads import WeightedHead
 
 
-class Head(BaseHead):
+class Head(WeightedHead):
     """`sklearn.linear_model.LogisticRegression` with the L2 penalty, on standardised features.
 
     Parameters
@@ -35,22 +34,10 @@ class Head(BaseHead):
         self.tol = tol
         self.standardize = standardize
 
-    def _fit(self, X: np.ndarray, codes: np.ndarray, validation: Validation | None) -> None:
+    def _solve(
+        self, X: np.ndarray, codes: np.ndarray, weights: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
         model = LogisticRegression(C=self.C, max_iter=self.max_iter, tol=self.tol)
-        model.fit(X, codes)
+        model.fit(X, codes, sample_weight=weights)
         self.n_iter_ = model.n_iter_
-        self._coef, self._intercept = model.coef_, model.intercept_
-
-    def _decision(self, X: np.ndarray) -> np.ndarray:
-        logits: np.ndarray = X @ self._coef.T + self._intercept
-        if logits.shape[1] == 1:  # two classes share one vector
-            logits = np.concatenate([np.zeros_like(logits), logits], axis=1)
-        return logits
-
-    def arrays(self) -> dict[str, np.ndarray]:
-        """Coefficients, shape (classes or 1, d), and intercepts."""
-        return {"coef": self._coef, "intercept": self._intercept}
-
-    def set_arrays(self, arrays: dict[str, np.ndarray]) -> None:
-        """The inverse of `arrays`."""
-        self._coef, self._intercept = arrays["coef"], arrays["intercept"]
+        return model.coef_, model.intercept_

@@ -1,0 +1,102 @@
+"""The nearest training rows by cosine, each with a vote that falls off with distance."""
+
+from collections.abc import Sequence
+from numbers import Integral, Real
+
+import numpy as np
+import torch
+from sklearn.utils._param_validation import Interval
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from featpipe.device import choose_device
+from featpipe.heads import Head as BaseHead
+from featpipe.heads import Validation
+
+BLOCK_VALUES = 1 << 24  # similarities at once: 64 MB
+FEWEST = 1e-300  # votes; their logarithm is still a number
+
+
+class Head(BaseHead):
+    """k nearest neighbours by cosine; a vote is exp(cosine / temperature).
+
+    Parameters
+    ----------
+    k : int
+        Neighbours; all training rows, if those are fewer.
+    temperature : float
+    standardize : bool
+        Standardise the features by the training rows.
+    device : str
+        ``auto``, ``cpu``, ``cuda``, ...
+
+    References
+    ----------
+    Wu et al., "Unsupervised feature learning via non-parametric instance discrimination", CVPR
+    2018; the defaults are those of DINO's evaluation (Caron et al., ICCV 2021).
+    """
+
+    _parameter_constraints = {  # noqa: RUF012
+        "k": [Interval(Integral, 1, None, closed="left")],
+        "temperature": [Interval(Real, 0, None, closed="neither")],
+        "standardize": ["boolean"],
+    }
+
+    def __init__(
+        self,
+        k: int = 20,
+        temperature: float = 0.07,
+        standardize: bool = False,
+        device: str = "auto",
+    ) -> None:
+        self.k = k
+        self.temperature = temperature
+        self.standardize = standardize
+        self.device = device
+
+    def _fit(self, X: np.ndarray, codes: np.ndarray, validation: Validation | None) -> None:
+        self._rows = normalize(torch.tensor(X)).numpy()
+        self._codes = codes.astype(np.int64)
+
+    def _decision(self, X: np.ndarray) -> np.ndarray:
+        (votes,) = self.votes(X, [self.k])
+        logits: np.ndarray = np.log(np.maximum(votes, FEWEST))
+        return logits
+
+    def votes(self, X: np.ndarray, ks: Sequence[int]) -> list[np.ndarray]:
+        """Votes for each class, for several `k` at the cost of the largest.
+
+        Parameters
+        ----------
+        X : float array, shape (n, d)
+            Standardised, if the head does.
+        ks : sequence of int
+
+        Returns
+        -------
+        list of float64 array, shape (n, classes)
+        """
+        device = choose_device(self.device)
+        rows = torch.as_tensor(self._rows, device=device)
+        codes = torch.as_tensor(self._codes, device=device)
+        most = min(max(ks), len(rows))
+        found: list[list[Tensor]] = [[] for _ in ks]
+        for block in torch.split(torch.tensor(X), max(1, BLOCK_VALUES // len(rows))):
+            queries = normalize(block.to(device, rows.dtype))
+            nearest = (queries @ rows.T).topk(most, dim=1)
+            # The nearest row's vote is 1: no temperature makes all votes vanish.
+            distance = nearest.values.double() - nearest.values[:, :1].double()
+            votes = (distance / self.temperature).exp()
+            for k, parts in zip(ks, found, strict=True):
+                counted = votes.new_zeros(len(block), len(self.classes_))
+                counted.scatter_add_(1, codes[nearest.indices[:, :k]], votes[:, :k])
+                parts.append(counted.cpu())
+        return [torch.cat(parts).numpy() for parts in found]
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """The training rows, of length 1, and their classes' numbers."""
+        return {"rows": self._rows, "codes": self._codes}
+
+    def set_arrays(self, arrays: dict[str, np.ndarray]) -> None:
+        """The inverse of `arrays`."""
+        self._rows, self._codes = arrays["rows"], arrays["codes"]

@@ -1,0 +1,80 @@
+"""Linear discriminant analysis with a shrunk covariance."""
+
+from numbers import Real
+
+import numpy as np
+import scipy.linalg
+from sklearn.covariance import ledoit_wolf_shrinkage
+from sklearn.utils._param_validation import Interval, StrOptions
+
+from featpipe.heads import LinearHead
+
+LEAST = 1e-10  # of the shrinkage: the covariance is to be invertible
+
+
+class Head(LinearHead):
+    """Classes of one covariance, which is shrunk towards a sphere.
+
+    Parameters
+    ----------
+    shrinkage : "auto" or float
+        From 0, the covariance within the classes as it is, to 1, the sphere of equal mean
+        variance. ``auto`` is Ledoit's and Wolf's.
+    standardize : bool
+        Standardise the features by the training rows.
+
+    Attributes
+    ----------
+    shrinkage_ : float
+        What was used.
+
+    References
+    ----------
+    Ledoit, Wolf, "A well-conditioned estimator for large-dimensional covariance matrices",
+    Journal of Multivariate Analysis 2004.
+    """
+
+    _parameter_constraints = {  # noqa: RUF012
+        "shrinkage": [Interval(Real, 0, 1, closed="both"), StrOptions({"auto"})],
+        "standardize": ["boolean"],
+    }
+
+    def __init__(self, shrinkage: float | str = "auto", standardize: bool = True) -> None:
+        self.shrinkage = shrinkage
+        self.standardize = standardize
+
+    def _solve(
+        self, X: np.ndarray, codes: np.ndarray, weights: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        X = X.astype(np.float64)
+        members = np.eye(len(self.classes_))[codes]
+        counts = members.sum(axis=0)
+        means = (members.T @ X) / counts[:, None]
+        middle = X.mean(axis=0)
+        within = X - means[codes]
+        sphere = float((within**2).mean())
+        if self.shrinkage == "auto":
+            self.shrinkage_ = float(ledoit_wolf_shrinkage(within, assume_centered=True))
+        else:
+            self.shrinkage_ = float(self.shrinkage)
+        share = max(self.shrinkage_, LEAST)
+        between = (means - middle).T
+        coef = _solved(within, 1 - share, max(share * sphere, 1e-300), between).T
+        intercept = np.log(counts / len(X)) - (coef * (means + middle)).sum(axis=1) / 2
+        return coef, intercept
+
+
+def _solved(rows: np.ndarray, share: float, sphere: float, right: np.ndarray) -> np.ndarray:
+    """``(share * rows.T @ rows / n + sphere * I)^-1 @ right``, by the smaller side of `rows`."""
+    n, d = rows.shape
+    if not share:
+        return right / sphere
+    if d <= n:
+        covariance = (share / n) * (rows.T @ rows)
+        covariance[np.diag_indices(d)] += sphere
+        found: np.ndarray = scipy.linalg.solve(covariance, right, assume_a="pos")
+        return found
+    inner = rows @ rows.T
+    inner[np.diag_indices(n)] += sphere * n / share
+    found = (right - rows.T @ scipy.linalg.solve(inner, rows @ right, assume_a="pos")) / sphere
+    return found

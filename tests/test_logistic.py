@@ -1,0 +1,203 @@
+"""The solver of logistic regression: scikit-learn's objective, and its minimum."""
+
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.linear_model import LogisticRegression
+from torch import Tensor
+
+from featpipe.heads import make_head
+from featpipe.logistic import Rows, Solution, _Problems, fit_path
+
+Problem = tuple[np.ndarray, np.ndarray, np.ndarray]
+
+
+def problem(seed: int, n: int, d: int, classes: int, even: bool = False) -> Problem:
+    """Features of several scales, classes of several sizes, weights of several kinds."""
+    random = np.random.default_rng(seed)
+    shares = np.ones(classes) if even else random.random(classes) + 0.1
+    drawn = random.choice(classes, n - 2 * classes, p=shares / shares.sum())
+    codes = random.permutation(np.concatenate([np.arange(classes), np.arange(classes), drawn]))
+    centres = 0.5 * random.normal(size=(classes, d))
+    X = (random.normal(size=(n, d)) + centres[codes]) * np.exp(random.normal(size=d))
+    return X + 3 * random.normal(size=d), codes, random.integers(0, 3, n) + random.random(n)
+
+
+def solve(
+    X: np.ndarray, codes: np.ndarray, C: float, weights: np.ndarray | None = None,
+    fit_intercept: bool = True, tol: float = 1e-13,
+) -> Solution:  # fmt: skip
+    given = None if weights is None else torch.tensor(weights)[None]
+    rows, classes = Rows.of(torch.tensor(X)), int(codes.max()) + 1
+    (found,) = fit_path(rows, torch.tensor(codes), classes, [C], given, fit_intercept, tol, 3000)
+    return found
+
+
+def objective(
+    X: np.ndarray, codes: np.ndarray, weights: np.ndarray, C: float, coef: np.ndarray,
+    intercept: np.ndarray,
+) -> float:  # fmt: skip
+    """What scikit-learn's user guide says that it minimises, written out."""
+    logits = X.astype(np.float64) @ coef.T + intercept
+    if logits.shape[1] == 1:
+        logits = np.concatenate([np.zeros_like(logits), logits], axis=1)
+    logits -= logits.max(axis=1, keepdims=True)
+    losses = np.log(np.exp(logits).sum(axis=1)) - logits[np.arange(len(codes)), codes]
+    return float(C * (weights * losses).sum() + (coef**2).sum() / 2)
+
+
+CASES = [
+    (seed, *shape, C, fit_intercept)
+    for seed, (shape, C, fit_intercept) in enumerate(
+        [
+            ((200, 10, 2), 1.0, True), ((200, 10, 2), 0.01, False), ((300, 20, 3), 1.0, True),
+            ((300, 20, 3), 0.01, True), ((300, 20, 5), 0.1, False), ((400, 40, 4), 0.001, True),
+            ((400, 5, 10), 1.0, True), ((500, 5, 10), 10.0, True), ((150, 30, 2), 10.0, True),
+            ((150, 30, 3), 1e-4, True), ((60, 100, 2), 0.1, True), ((60, 100, 3), 0.1, True),
+            ((60, 200, 4), 0.01, False), ((40, 300, 2), 1.0, False), ((80, 81, 3), 0.1, True),
+            ((1000, 8, 2), 100.0, True), ((1000, 8, 6), 1.0, True), ((100, 3, 2), 1e3, True),
+            ((250, 1, 2), 1.0, True), ((250, 2, 20), 1.0, True),
+        ]
+    )
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("seed", "n", "d", "classes", "C", "fit_intercept"), CASES)
+def test_coefficients_are_scikit_learns(
+    seed: int, n: int, d: int, classes: int, C: float, fit_intercept: bool
+) -> None:
+    X, codes, weights = problem(seed, n, d, classes)
+    model = LogisticRegression(C=C, tol=1e-10, max_iter=100_000, fit_intercept=fit_intercept)
+    model.fit(X, codes, sample_weight=weights)
+    found = solve(X, codes, C, weights, fit_intercept)
+    assert found.converged
+    coef, intercept = found.coef[0].numpy(), found.intercept[0].numpy()
+    assert coef.shape == model.coef_.shape
+    np.testing.assert_allclose(coef, model.coef_, atol=1e-4 * np.abs(model.coef_).max())
+    theirs = model.intercept_ - (model.intercept_.mean() if classes > 2 else 0)
+    np.testing.assert_allclose(intercept, theirs, atol=1e-3 * max(1, np.abs(theirs).max()))
+    mine = objective(X, codes, weights, C, coef, intercept)
+    assert mine == pytest.approx(float(found.objective), rel=1e-7)
+    assert mine <= objective(X, codes, weights, C, model.coef_, model.intercept_) * (1 + 1e-9)
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    st.integers(0, 1000), st.integers(30, 120), st.integers(1, 150), st.integers(2, 6),
+    st.sampled_from([1e-4, 1e-2, 1.0, 100.0]), st.booleans(),
+)  # fmt: skip
+def test_no_objective_is_above_scikit_learns(
+    seed: int, n: int, d: int, classes: int, C: float, single: bool
+) -> None:
+    X, codes, weights = problem(seed, n, d, classes)
+    X = X.astype(np.float32) if single else X
+    model = LogisticRegression(C=C, max_iter=10_000).fit(X, codes, sample_weight=weights)
+    found = solve(X, codes, C, weights, tol=1e-8)
+    assert found.converged
+    theirs = objective(X, codes, weights, C, model.coef_, model.intercept_)
+    assert float(found.objective) <= theirs * (1 + 1e-7)
+
+
+@pytest.mark.parametrize("classes", [2, 4])
+@pytest.mark.parametrize("fit_intercept", [True, False])
+def test_the_gradient_is_that_of_the_objective(classes: int, fit_intercept: bool) -> None:
+    X, codes, weights = problem(0, 50, 6, classes)
+    rows, labels = Rows.of(torch.tensor(X)), torch.tensor(codes)
+    given = torch.stack([torch.tensor(weights), torch.ones(50, dtype=torch.float64)])
+    problems = _Problems(rows, labels, classes, given, fit_intercept)
+    W = torch.randn(2, problems.outputs, 7, dtype=torch.float64, generator=torch.manual_seed(0))
+    if not fit_intercept:
+        W[:, :, -1] = 0
+    _, gradient, _ = problems.evaluate(W, 0.3, torch.arange(2))
+    for place in np.ndindex(*W.shape):
+        if place[-1] == 6 and not fit_intercept:
+            continue
+        above, below = W.clone(), W.clone()
+        above[place] += 1e-5
+        below[place] -= 1e-5
+        high, low = (problems.evaluate(at, 0.3, torch.arange(2))[0] for at in (above, below))
+        assert float((high - low)[place[0]] / 2e-5) == pytest.approx(
+            float(gradient[place]), abs=1e-4
+        )
+
+
+def test_a_path_is_what_each_penalty_gives_alone() -> None:
+    X, codes, _ = problem(1, 200, 12, 3)
+    Cs = [1.0, 1e-3, 0.1, 1e-3]
+    path = fit_path(Rows.of(torch.tensor(X)), torch.tensor(codes), 3, Cs, tol=1e-13)
+    assert [one.C for one in path] == Cs
+    for one in path:
+        alone = solve(X, codes, one.C)
+        torch.testing.assert_close(one.coef, alone.coef, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("d", [10, 150])
+def test_folds_are_what_each_gives_alone(d: int) -> None:
+    X, codes, _ = problem(2, 100, d, 3)
+    fold = np.arange(100) % 5
+    weights = torch.stack([torch.tensor(fold != one, dtype=torch.float64) for one in range(5)])
+    rows, labels = Rows.of(torch.tensor(X)), torch.tensor(codes)
+    (found,) = fit_path(rows, labels, 3, [0.05], weights, tol=1e-13)
+    for one in range(5):
+        alone = solve(X[fold != one], codes[fold != one], 0.05)
+        torch.testing.assert_close(found.coef[one], alone.coef[0], atol=1e-5, rtol=1e-4)
+        assert float(found.objective[one]) == pytest.approx(float(alone.objective), rel=1e-9)
+
+
+def test_rows_may_come_in_blocks() -> None:
+    X, codes, _ = problem(3, 300, 12, 3)
+    seen = []
+
+    def blocks(size: int) -> Iterator[Tensor]:
+        for start in range(0, 300, 64):
+            seen.append(start)
+            yield torch.tensor(X[start : start + 64])
+
+    rows = Rows((300, 12), blocks, "cpu")
+    (found,) = fit_path(rows, torch.tensor(codes), 3, [0.1], tol=1e-12)
+    torch.testing.assert_close(
+        found.coef, solve(X, codes, 0.1, tol=1e-12).coef, atol=1e-6, rtol=1e-5
+    )
+    assert set(seen) == set(range(0, 300, 64))
+
+
+def test_a_class_that_one_problem_lacks_gets_no_probability_there() -> None:
+    X, codes, _ = problem(4, 120, 8, 3)
+    weights = torch.stack([torch.ones(120), torch.tensor(codes != 1).float()]).double()
+    (found,) = fit_path(Rows.of(torch.tensor(X)), torch.tensor(codes), 3, [0.1], weights, tol=1e-13)
+    assert found.converged.all()
+    two = LogisticRegression(C=0.1, tol=1e-10, max_iter=10_000)
+    two.fit(X[codes != 1], codes[codes != 1])
+    assert (found.coef[1, 1] == 0).all()
+    # Two vectors of a softmax share what one has, and so does their penalty.
+    half = solve(X[codes != 1], codes[codes != 1] // 2, 0.2)
+    torch.testing.assert_close(found.coef[1, 2], half.coef[0, 0] / 2, atol=1e-5, rtol=1e-4)
+
+
+def test_float32_gives_way_to_float64_where_its_digits_end() -> None:
+    X, codes, _ = problem(5, 300, 20, 3)
+    exact = solve(X.astype(np.float32).astype(np.float64), codes, 1.0, tol=1e-13)
+    found = solve(X.astype(np.float32), codes, 1.0, tol=1e-13)
+    assert found.converged
+    torch.testing.assert_close(found.coef, exact.coef, atol=1e-5, rtol=1e-4)
+
+
+def test_it_says_when_it_has_not_converged() -> None:
+    X, codes, _ = problem(6, 200, 20, 3)
+    head = make_head("logistic", {"max_iter": 2, "C": 10.0})
+    with pytest.warns(ConvergenceWarning, match="Raise max_iter"):
+        head.fit(X, codes)
+    assert head.gap_ > head.tol
+    assert head.n_iter_ == 2
+
+
+def test_balanced_classes_weigh_the_same() -> None:
+    X, codes, _ = problem(7, 300, 8, 3)
+    head = make_head("logistic", {"class_weight": "balanced", "C": 1.0, "standardize": False})
+    model = LogisticRegression(class_weight="balanced", tol=1e-10, max_iter=10_000).fit(X, codes)
+    np.testing.assert_allclose(head.fit(X, codes).arrays()["coef"], model.coef_, atol=1e-3)
