@@ -87,7 +87,8 @@ def choose(extractor: Extractor, source: ImageSource) -> tuple[Extractor, Fideli
         # Another runtime would round to as few digits.
         others = [
             other for other in extractor.others
-            if other.precision != way.precision or way.precision == "float32"
+            if (other.precision, other.decode) != (way.precision, way.decode)
+            or way.precision == "float32"
         ]  # fmt: skip
         if not others:
             log.warning("%s. Going on with %s, as asked for.", said, first[0].execution)

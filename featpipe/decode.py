@@ -148,7 +148,8 @@ class Decoder:
     Attributes
     ----------
     name : str
-        What stands in the Spec: decoders of one name give the same pixels.
+        What stands in the Spec: decoders of one name give the same pixels, but for rounding
+        where a card that is short of memory leaves an image to the CPU.
     one : callable
         ``one(data, preprocessing)``: uint8 array, shape (height, width, 3); raises DecodeError.
     many : callable or None

@@ -113,10 +113,10 @@ def _resize(
             sizes.setdefault(picture.shape, []).append(row)
     for rows in sizes.values():
         try:
-            batch = decode_fast.resize(_stacked(pictures[row] for row in rows), how)
-        except torch.OutOfMemoryError:  # they are resized where there is more
+            batch = decode_fast.resize(_stacked(pictures[row] for row in rows), how).cpu()
+        except RuntimeError:  # no memory, or a scale that CUDA does not know
             continue
-        for row, pixels in zip(rows, batch.cpu().numpy(), strict=True):
+        for row, pixels in zip(rows, batch.numpy(), strict=True):
             found[row] = pixels
 
 

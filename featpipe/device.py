@@ -30,6 +30,12 @@ def choose_device(device: str) -> str:
     return device
 
 
+def choose_double(device: str) -> str:
+    """As `choose_device`, for what needs float64, which MPS does not have."""
+    chosen = choose_device(device)
+    return "cpu" if chosen.startswith("mps") else chosen
+
+
 def available_cores() -> int:
     """Cores this process may use: those of its affinity mask and its cgroup's quota."""
     return int(joblib.cpu_count())

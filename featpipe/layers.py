@@ -65,9 +65,9 @@ class TracedLayers:
         names = tracer.node_to_qualname
         module = fx.GraphModule(tracer.root, graph)
         try:
-            shapes = _shapes(module, sample)
-        except Exception:  # an operator that needs values, or a tensor that is no parameter
-            shapes = _shapes(module, sample)
+            shapes = _shapes(module, sample, lean=True)
+        except Exception:  # an operator that zeros do not suit, or a network of another size
+            shapes = _shapes(module, sample, lean=False)
         self._nodes: dict[str, fx.Node] = {
             names[node]: node for node in graph.nodes if node in names and node.name in shapes
         }
@@ -124,8 +124,8 @@ def _is_dropout(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
     return node.target is nn.functional.dropout
 
 
-def _shapes(module: fx.GraphModule, sample: Tensor) -> dict[str, Shape]:
-    recorder = _ShapeRecorder(module, len(sample))
+def _shapes(module: fx.GraphModule, sample: Tensor, lean: bool) -> dict[str, Shape]:
+    recorder = _ShapeRecorder(module, len(sample), lean)
     with torch.inference_mode():
         recorder.run(sample)
     return recorder.shapes
@@ -134,13 +134,14 @@ def _shapes(module: fx.GraphModule, sample: Tensor) -> dict[str, Shape]:
 class _ShapeRecorder(fx.Interpreter):
     """Runs a graph and notes the shape of each node's output for one image.
 
-    Of the layers that take all the time only the shape is computed, and zeros go on. (On torch's
-    meta device everything would cost nothing, but it needs torch's compiler: a second.)
+    If `lean`, only the shape is computed of the layers that take all the time, and zeros go on.
+    (On torch's meta device everything would cost nothing, but it needs torch's compiler: a
+    second.)
     """
 
-    def __init__(self, module: fx.GraphModule, batch: int) -> None:
+    def __init__(self, module: fx.GraphModule, batch: int, lean: bool) -> None:
         super().__init__(module)
-        self.batch = batch
+        self.batch, self.lean = batch, lean
         self.shapes: dict[str, Shape] = {}
 
     def run_node(self, n: fx.Node) -> Any:
@@ -153,16 +154,25 @@ class _ShapeRecorder(fx.Interpreter):
 
     def call_module(self, target: Any, args: Any, kwargs: Any) -> Any:
         module = self.fetch_attr(target)
-        if type(module) is nn.Conv2d and module.padding_mode == "zeros":
+        given = args[0] if self.lean and len(args) == 1 else None
+        if given is not None and _fits(module, given):
+            if type(module) is nn.Linear:
+                return given.new_zeros(*given.shape[:-1], module.out_features)
             # One channel of input and output: all channels have its height and width.
-            images, weight = args[0], module.weight[:1, :1]
             one = nn.functional.conv2d(
-                images[:, :1], weight, None, module.stride, module.padding, module.dilation
-            )
-            return images.new_zeros(len(one), module.out_channels, *one.shape[2:])
-        if type(module) is nn.Linear:
-            return args[0].new_zeros(*args[0].shape[:-1], module.out_features)
+                given[:, :1], module.weight[:1, :1], None, module.stride, module.padding,
+                module.dilation,
+            )  # fmt: skip
+            return given.new_zeros(len(one), module.out_channels, *one.shape[2:])
         return super().call_module(target, args, kwargs)
+
+
+def _fits(module: nn.Module, given: Tensor) -> bool:
+    """Whether it is a plain layer whose shapes are known without its values."""
+    if type(module) is nn.Linear:
+        return given.shape[-1] == module.in_features
+    plain = type(module) is nn.Conv2d and module.padding_mode == "zeros"
+    return plain and given.dim() == 4 and given.shape[1] == module.in_channels
 
 
 class HookedLayers:

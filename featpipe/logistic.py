@@ -114,8 +114,8 @@ def fit_path(
     if weights is None:
         weights = torch.ones(1, len(codes), device=codes.device)
     back = None
-    if rows.shape[0] < rows.shape[1]:
-        rows, back = _in_row_space(rows, weights.mean(0), fit_intercept)
+    if rows.shape[0] < rows.shape[1] and rows.shape[0] <= MOST_DIRECTIONS:
+        rows, back = _in_row_space(rows, fit_intercept)
     problems = _Problems(rows, codes, classes, weights.double(), fit_intercept)
     found: dict[float, Solution] = {}
     W = problems.nothing()
@@ -288,7 +288,9 @@ class _Problems:
             logits = logits.masked_fill(self.absent[which], -torch.inf)
         top = logits.logsumexp(2, keepdim=True)
         index = codes[:, None, None].expand(-1, logits.shape[1], 1)
-        loss = (top - logits.gather(2, index))[:, :, 0].nan_to_num(posinf=0.0)
+        # Rows of an absent class count for nothing; a logit beyond all numbers, for too much.
+        loss = (top - logits.gather(2, index))[:, :, 0].nan_to_num(nan=torch.inf, posinf=torch.inf)
+        loss = torch.where(self.absent[which][:, codes].T, 0.0, loss)
         p = (logits - top).exp_()
         spread = p * (1 - p)
         return loss, p.scatter_add_(2, index, p.new_full((1,), -1).expand(index.shape)), spread
@@ -393,9 +395,7 @@ def _dot(one: Tensor, other: Tensor) -> Tensor:
     return (one * other).sum((1, 2))
 
 
-def _in_row_space(
-    rows: Rows, weights: Tensor, centred: bool
-) -> tuple[Rows, Callable[[Solution], Solution]]:
+def _in_row_space(rows: Rows, centred: bool) -> tuple[Rows, Callable[[Solution], Solution] | None]:
     """The same problems in as few coordinates as there are rows, and the way back.
 
     The rows are turned, and nothing is lost: no solution leaves the space they span.
@@ -405,6 +405,8 @@ def _in_row_space(
     X = X - mean
     values, left = torch.linalg.eigh(X @ X.T)
     kept = values > len(X) * torch.finfo(torch.float64).eps * values[-1].clamp(min=1e-300)
+    if not kept.any():  # all rows are equal
+        return rows, None
     lengths = values[kept].sqrt()
     left = left[:, kept]
 

@@ -99,8 +99,12 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
     return found
 
 
-def apply_state_dict(model: nn.Module, state: dict[str, Tensor], origin: str) -> Loaded:
+def apply_state_dict(
+    model: nn.Module, state: dict[str, Tensor], origin: str, copy: bool = False
+) -> Loaded:
     """Load what fits into `model` and report the rest; a wrong shape counts as missing.
+
+    The model takes the tensors over, unless it is to `copy` them: somebody else may hold its own.
 
     Raises
     ------
@@ -124,7 +128,7 @@ def apply_state_dict(model: nn.Module, state: dict[str, Tensor], origin: str) ->
             f"{origin} does not fit {type(model).__name__}: {len(fitting)} of {len(own)} tensors "
             f"match. Missing: {listing(missing)}. Unexpected: {listing(unexpected)}."
         )
-    if _is_tied(model):
+    if copy or _is_tied(model):
         model.load_state_dict(fitting, strict=False)
     else:  # saves a copy of all weights, which takes longer than reading them
         model.load_state_dict(_apart(fitting, own), strict=False, assign=True)
@@ -132,8 +136,11 @@ def apply_state_dict(model: nn.Module, state: dict[str, Tensor], origin: str) ->
 
 
 def _is_tied(model: nn.Module) -> bool:
-    """Whether a parameter has several names, of which a file may hold only one."""
-    return len([*model.parameters()]) != len([*model.named_parameters(remove_duplicate=False)])
+    """Whether a tensor has several names, of which a file may hold only one."""
+    return any(
+        len([*named()]) != len([*named(remove_duplicate=False)])
+        for named in (model.named_parameters, model.named_buffers)
+    )
 
 
 def _apart(state: dict[str, Tensor], own: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -7,12 +7,14 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import save, save_file
+from torch import nn
 
 from featpipe.backbones import backbone_names, load_backbone, parse_backbone
 from featpipe.backbones.torchvision import weights_file
 from featpipe.errors import BackboneError, MissingExtraError, UnknownNameError, WeightsError
 from featpipe.extractor import prepare
 from featpipe.settings import ExtractSettings
+from featpipe.weights import apply_state_dict
 
 
 @pytest.mark.parametrize(
@@ -235,3 +237,37 @@ def test_the_users_own_network_is_called_by_its_path(
             load_backbone(f"python:my_net:{bad}")
     with pytest.raises(BackboneError, match="cannot be imported"):
         load_backbone("python:no_such_module:plain")
+
+
+class Tied(nn.Module):
+    """Two names for one parameter, and for one buffer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(4, 4), nn.Linear(4, 4)
+        self.second.weight = self.first.weight
+        self.first.register_buffer("scale", torch.ones(4))
+        self.second.register_buffer("scale", self.first.scale)
+
+
+@pytest.mark.parametrize("left_out", ["second.weight", "second.scale"])
+def test_a_file_may_hold_what_is_tied_under_one_name(left_out: str) -> None:
+    model = Tied()
+    state = {name: torch.rand_like(value) for name, value in model.state_dict().items()}
+    del state[left_out]
+    apply_state_dict(model, state, "tied.pth")
+    kept = left_out.replace("second", "first")
+    now = model.state_dict()
+    assert torch.equal(now[kept], now[left_out])
+
+
+def test_tensors_of_a_file_get_the_models_type_and_memory_of_their_own() -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    one = torch.rand(4, 4, dtype=torch.float64)
+    state = {"0.weight": one, "1.weight": one, "0.bias": torch.rand(4).half()}
+    apply_state_dict(model, state, "shared.pth")
+    assert {value.dtype for value in model.state_dict().values()} == {torch.float32}
+    with torch.no_grad():
+        model[0].weight.zero_()
+    assert torch.equal(model[1].weight, one.float())
+    assert all(parameter.requires_grad for parameter in model.parameters())

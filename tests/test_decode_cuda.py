@@ -124,6 +124,21 @@ def test_a_call_has_no_more_pixels_than_memory_is_meant_for(
     assert card.calls == [3, 3, 2]
 
 
+def test_a_scale_that_the_card_does_not_know_is_left_to_the_cpu(
+    card: Card, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = decode_fast.resize
+
+    def narrow(pictures: Tensor, how: Preprocessing) -> Tensor:
+        if pictures.shape[2] == 90:
+            raise RuntimeError("Provided interpolation parameters can not be handled")
+        return plain(pictures, how)
+
+    monkeypatch.setattr(decode_fast, "resize", narrow)
+    found = decode_cuda.to_pixels("cpu", pictures((90, 60), (60, 90), (90, 60)), HOW)
+    assert [pixels is None for pixels in found] == [True, False, True]
+
+
 def test_what_it_cannot_resize_is_left_alone(card: Card) -> None:
     nearest = Preprocessing(48, (40, 40), "nearest")
     assert decode_cuda.to_pixels("cpu", pictures((90, 60)), nearest) == [None]

@@ -5,10 +5,18 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 from torch import Tensor, nn
+from torchvision import models
 
 from featpipe.backbones import backbone_names, choose_pool, load_backbone
 from featpipe.errors import BackboneError, LayerError
-from featpipe.layers import HookedLayers, TracedLayers, open_layers, pool, pooled_shape
+from featpipe.layers import (
+    HookedLayers,
+    TracedLayers,
+    _shapes,
+    open_layers,
+    pool,
+    pooled_shape,
+)
 
 # The largest would need gigabytes of random numbers; their smaller sisters share the code.
 TOO_LARGE = {"regnet_y_128gf", "regnet_x_32gf", "regnet_y_32gf", "vit_h_14"}
@@ -161,3 +169,55 @@ class SequenceFirst(nn.Module):
 def test_only_nodes_with_a_batch_axis_are_layers() -> None:
     layers = open_layers(SequenceFirst(), torch.zeros(2, 3, 16, 16))
     assert layers.shapes == {"stem": (4, 4, 4), "flatten": (4, 16), "mean": (4,)}
+
+
+class Odd(nn.Module):
+    """Calls by keyword, an operator that zeros do not suit, a layer that is no plain one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3, padding=1, padding_mode="reflect")
+        self.second = nn.Conv2d(4, 6, 3, stride=2)
+        self.last = nn.Linear(6, 5)
+
+    def forward(self, images: Tensor) -> Tensor:
+        maps = self.second(input=self.conv(images)).flatten(2)
+        covariance = maps @ maps.mT + torch.eye(6)
+        inverse: Tensor = torch.linalg.inv(covariance)
+        return self.last(inverse.mean(2))  # type: ignore[no-any-return]
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_shapes_are_those_of_a_forward_pass_whatever_the_layers_are() -> None:
+    torch.manual_seed(0)
+    model, images = Odd().eval(), torch.rand(2, 3, 16, 16)
+    layers = open_layers(model, images)
+    assert isinstance(layers, TracedLayers)
+    for name, shape in layers.shapes.items():
+        (found,) = layers.cut([name])(images)
+        assert tuple(found.shape[1:]) == shape, name
+
+
+@pytest.mark.parametrize(
+    "network",
+    [
+        nn.Sequential(
+            nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(999, 8), nn.ReLU(), nn.Linear(8, 2)
+        ),
+        nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(784, 2)),
+    ],
+)
+def test_a_network_that_does_not_fit_the_input_is_found_out_at_once(network: nn.Module) -> None:
+    with pytest.raises(Exception, match=r"shape|channels"):
+        open_layers(network, torch.zeros(2, 3, 16, 16))
+
+
+@pytest.mark.parametrize("name", ["resnet18", "vgg11", "mobilenet_v3_small", "vit_b_32"])
+def test_shapes_without_values_are_those_with_them(name: str) -> None:
+    model = getattr(models, name)().eval()
+    images = torch.zeros(2, 3, 224, 224)
+    layers = open_layers(model, images)
+    assert isinstance(layers, TracedLayers)
+    assert _shapes(layers.cut(list(layers.shapes)), images, lean=True) == _shapes(
+        layers.cut(list(layers.shapes)), images, lean=False
+    )

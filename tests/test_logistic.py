@@ -11,6 +11,7 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
+from featpipe.errors import HeadError
 from featpipe.heads import make_head
 from featpipe.logistic import Rows, Solution, _Problems, fit_path
 
@@ -171,8 +172,6 @@ def test_a_class_that_one_problem_lacks_gets_no_probability_there() -> None:
     weights = torch.stack([torch.ones(120), torch.tensor(codes != 1).float()]).double()
     (found,) = fit_path(Rows.of(torch.tensor(X)), torch.tensor(codes), 3, [0.1], weights, tol=1e-13)
     assert found.converged.all()
-    two = LogisticRegression(C=0.1, tol=1e-10, max_iter=10_000)
-    two.fit(X[codes != 1], codes[codes != 1])
     assert (found.coef[1, 1] == 0).all()
     # Two vectors of a softmax share what one has, and so does their penalty.
     half = solve(X[codes != 1], codes[codes != 1] // 2, 0.2)
@@ -185,6 +184,30 @@ def test_float32_gives_way_to_float64_where_its_digits_end() -> None:
     found = solve(X.astype(np.float32), codes, 1.0, tol=1e-13)
     assert found.converged
     torch.testing.assert_close(found.coef, exact.coef, atol=1e-5, rtol=1e-4)
+
+
+def test_rows_that_are_all_alike_give_the_classes_shares() -> None:
+    X, y = np.full((8, 20), 0.3, np.float32), np.array([0, 0, 0, 0, 0, 0, 1, 1])
+    head = make_head("logistic", {"C": 1.0}).fit(X, y)
+    np.testing.assert_allclose(head.predict_proba(X)[0], [0.75, 0.25], atol=1e-4)
+    (found,) = fit_path(Rows.of(torch.full((4, 10), 0.3)), torch.tensor([0, 1, 0, 1]), 2, [0.01])
+    assert found.converged
+    assert found.coef.abs().max() < 1e-6
+
+
+def test_weights_of_nothing_are_refused() -> None:
+    X, codes, _ = problem(8, 50, 5, 3)
+    with pytest.raises(ValueError, match="non-zero"):
+        make_head("logistic").fit(X, codes, sample_weight=np.zeros(50))
+    with pytest.raises(HeadError, match="class_weight leaves no row"):
+        make_head("logistic", {"class_weight": {0: 0, 1: 0, 2: 0}}).fit(X, codes)
+
+
+def test_features_beyond_float32s_logits_are_solved_all_the_same() -> None:
+    X, codes, _ = problem(9, 100, 5, 3)
+    found = solve((X * 1e15).astype(np.float32), codes, 1e-30, tol=1e-6)
+    assert found.converged
+    assert torch.isfinite(found.objective).all()
 
 
 def test_it_says_when_it_has_not_converged() -> None:

@@ -73,7 +73,8 @@ def in_fours(count: int) -> list[list[int]]:
     return [list(range(start, start + 4)) for start in range(0, count, 4)]
 
 
-def test_memory_is_bounded_by_batches_ahead() -> None:
+@pytest.mark.parametrize("whole", [True, False])
+def test_memory_is_bounded_by_batches_ahead(whole: bool) -> None:
     live: set[int] = set()
     most = 0
 
@@ -84,6 +85,7 @@ def test_memory_is_bounded_by_batches_ahead() -> None:
             most = max(most, len(live))
             return super().read(items)
 
+    Counting.whole = whole  # which is always read ahead
     for batch in local.run(in_fours(400), Counting(), mean, 2, 2):
         live.difference_update(batch.items)
     assert most <= 4 * (2 + local.AHEAD)

@@ -50,7 +50,7 @@ def load(name: str, weights: str, seed: int) -> Backbone:
         )
     loaded = Loaded()
     if is_weights_file(weights):
-        loaded = apply_state_dict(model, read_state_dict(weights), weights)
+        loaded = apply_state_dict(model, read_state_dict(weights), weights, copy=True)
     elif weights not in ("DEFAULT", "random"):
         raise BackboneError(f"{name} takes a weights file, random, or nothing, not {weights!r}.")
     return Backbone(

@@ -9,7 +9,7 @@ from sklearn.utils._param_validation import Interval
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from featpipe.device import choose_device
+from featpipe.device import choose_double
 from featpipe.heads import Head as BaseHead
 from featpipe.heads import Validation
 
@@ -76,7 +76,7 @@ class Head(BaseHead):
         -------
         list of float64 array, shape (n, classes)
         """
-        device = choose_device(self.device)
+        device = choose_double(self.device)
         rows = torch.as_tensor(self._rows, device=device)
         codes = torch.as_tensor(self._codes, device=device)
         most = min(max(ks), len(rows))

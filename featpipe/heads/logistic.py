@@ -9,7 +9,8 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.class_weight import compute_sample_weight
 
-from featpipe.device import choose_device
+from featpipe.device import choose_double
+from featpipe.errors import HeadError
 from featpipe.heads import WeightedHead
 from featpipe.logistic import Rows, fit_path
 
@@ -74,9 +75,11 @@ class Head(WeightedHead):
     def _solve(
         self, X: np.ndarray, codes: np.ndarray, weights: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
-        device = choose_device(self.device)
+        device = choose_double(self.device)
         if self.class_weight is not None:
             weights = weights * compute_sample_weight(self.class_weight, self.classes_[codes])
+        if not weights.any():
+            raise HeadError("class_weight leaves no row any weight.")
         (found,) = fit_path(
             Rows.of(torch.as_tensor(X, device=device)),
             torch.as_tensor(codes, device=device),

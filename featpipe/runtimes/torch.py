@@ -36,21 +36,29 @@ def fitting_batch(network: Network, device: str, precision: str) -> int:
         A power of two. What a few images need is measured; should that deceive, the batch is
         halved when the memory gives out.
     """
-    placed = _placed(network, device, precision)
-    pixels = torch.zeros(TRIED_BATCH, *network.size, 3, dtype=torch.uint8).to(device)
-    torch.cuda.reset_peak_memory_stats(device)
-    before = torch.cuda.memory_allocated(device)
-    try:
-        with torch.inference_mode():
-            placed(pixels)
-        most = torch.cuda.max_memory_allocated(device)
-    except torch.OutOfMemoryError:
-        return 1
-    each = max((most - before) / TRIED_BATCH, 1.0)
+    each, tried = 0.0, TRIED_BATCH
+    while not each:
+        try:
+            each = _bytes_each(network, device, precision, tried)
+        except torch.OutOfMemoryError:
+            torch.cuda.empty_cache()
+            if tried == 1:
+                return 1
+            tried //= 2
     torch.cuda.empty_cache()
     free, _ = torch.cuda.mem_get_info(device)
     room = MEMORY_SHARE * free / (CUDA_LANES * each)
     return 1 << max(int(min(room, MOST_BATCH)).bit_length() - 1, 0)
+
+
+def _bytes_each(network: Network, device: str, precision: str, count: int) -> float:
+    placed = _placed(network, device, precision)
+    pixels = torch.zeros(count, *network.size, 3, dtype=torch.uint8).to(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    before = torch.cuda.memory_allocated(device)
+    with torch.inference_mode():
+        placed(pixels)
+    return max((torch.cuda.max_memory_allocated(device) - before) / count, 1.0)
 
 
 def _placed(network: Network, device: str, precision: str) -> Network:
