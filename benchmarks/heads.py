@@ -27,7 +27,7 @@ from sklearn.neighbors import NearestNeighbors
 
 from featpipe.device import machine_facts
 from featpipe.heads import make_head
-from featpipe.logistic import Rows, fit_path
+from featpipe.logistic import Rows, Solver
 
 RESULTS = Path(__file__).parent / "results" / "heads.json"
 Data = tuple[np.ndarray, np.ndarray]
@@ -134,17 +134,17 @@ def _our_grid(
     weights = torch.zeros(len(splits), len(y))
     for fold, (train, _) in enumerate(splits):
         weights[fold, train] = 1
-    path = fit_path(rows, codes, classes, Cs.tolist(), weights)
+    solver = Solver(rows)
+    path = solver.fit(codes, classes, Cs.tolist(), weights)
     accuracy = np.zeros(len(Cs))
-    for place, one in enumerate(path):
-        for fold, (_, held) in enumerate(splits):
-            logits = (
-                X[held] @ one.coef[fold].numpy().T.astype(X.dtype) + one.intercept[fold].numpy()
-            )
-            said = logits.argmax(1) if classes > 2 else logits[:, 0] > 0
-            accuracy[place] += (said == y[held]).mean() / len(splits)
+    for fold, (_, held) in enumerate(splits):
+        coef = torch.stack([one.coef[fold] for one in path]).numpy().astype(X.dtype)
+        intercept = torch.stack([one.intercept[fold] for one in path]).numpy()
+        logits = np.tensordot(X[held], coef, (1, 2)) + intercept  # of each row, C and class
+        said = logits.argmax(2) if classes > 2 else logits[:, :, 0] > 0
+        accuracy += (said == y[held, None]).mean(0) / len(splits)
     best = float(Cs[int(accuracy.argmax())])
-    (final,) = fit_path(rows, codes, classes, [best])
+    (final,) = solver.fit(codes, classes, [best])
     return {"path": path, "accuracy": accuracy, "C": best, "final": final}
 
 

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from featpipe.images import open_images
     from featpipe.settings import ExtractSettings, ImageSettings, ScratchSettings, TrainSettings
     from featpipe.train import train_head
+    from featpipe.transformer import FeatureExtractor
     from featpipe.verification import verify
 
 _HOMES = {
@@ -33,6 +34,7 @@ _HOMES = {
     "ExtractSettings": "settings",
     "FeatpipeError": "errors",
     "FeatureCache": "cache",
+    "FeatureExtractor": "transformer",
     "ImageSettings": "settings",
     "Preprocessing": "decode",
     "ScratchSettings": "settings",
@@ -50,6 +52,7 @@ __all__ = [
     "ExtractSettings",
     "FeatpipeError",
     "FeatureCache",
+    "FeatureExtractor",
     "ImageSettings",
     "Preprocessing",
     "ScratchSettings",

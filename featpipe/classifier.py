@@ -12,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from featpipe.backbones import Backbone
+from featpipe.calibration import apply_temperature
 from featpipe.device import available_cores
 from featpipe.durable import placing
 from featpipe.engines import Batch
@@ -49,12 +50,15 @@ class Prediction:
     proba : float array, shape (classes,), or None
         None if the image could not be used; `reason` says why.
     reason : str
+    sure : bool
+        Whether it is as confident as was asked for; True where nothing was.
     """
 
     id: str
     true: str | None
     proba: np.ndarray | None
     reason: str = ""
+    sure: bool = True
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,6 +76,10 @@ class Classifier:
     classes : tuple of str
     result : dict
         Metrics and conditions of the training run.
+    temperature : float
+        By which logits are divided, so that probabilities are how often it is right.
+    threshold : float or None
+        Probability of the likeliest class below which it abstains.
     """
 
     spec: Spec
@@ -80,6 +88,13 @@ class Classifier:
     head: Head
     classes: tuple[str, ...]
     result: dict[str, Any] = field(default_factory=dict)
+    temperature: float = 1.0
+    threshold: float | None = None
+
+    @property
+    def multilabel(self) -> bool:
+        """Whether an image may have several labels, or none."""
+        return self.head.multilabel_
 
     def save(self, path: str | Path) -> None:
         """Write one safetensors file: the head's arrays, and the rest as JSON metadata."""
@@ -88,7 +103,9 @@ class Classifier:
             "params": self.head.get_params(),
             "classes": self.head.classes_.tolist(),
             "n_features": self.head.n_features_in_,
+            "multilabel": self.multilabel,
         }
+        calibration = {"temperature": self.temperature, "threshold": self.threshold}
         metadata = {
             "format": FORMAT,
             "format_version": FORMAT_VERSION,
@@ -96,6 +113,7 @@ class Classifier:
             "layer": self.layer,
             "head": json.dumps(head),
             "classes": json.dumps(self.classes),
+            "calibration": json.dumps(calibration),
             "result": json.dumps(self.result),
         }
         with placing(Path(path)) as temporary:
@@ -133,11 +151,22 @@ class Classifier:
             described, result = json.loads(metadata["head"]), json.loads(metadata["result"])
             _check_sizes(described["n_features"], state)
             head = make_head(described["name"], described["params"]).restore(
-                state, np.array(described["classes"]), described["n_features"]
+                state,
+                np.array(described["classes"]),
+                described["n_features"],
+                bool(described.get("multilabel", False)),
             )
+            calibration = json.loads(metadata.get("calibration", "{}"))
             spec, classes = json.loads(metadata["spec"]), tuple(json.loads(metadata["classes"]))
             made = cls(
-                Spec.from_dict(spec), metadata["layer"], described["name"], head, classes, result
+                Spec.from_dict(spec),
+                metadata["layer"],
+                described["name"],
+                head,
+                classes,
+                result,
+                float(calibration.get("temperature", 1.0)),
+                calibration.get("threshold"),
             )
             made._check()
             return made
@@ -163,19 +192,24 @@ class Classifier:
         ):
             raise ValueError("its head's classes are none of its classes")
         proba = self.predict_features(np.zeros((1, self.head.n_features_in_), np.float32))
-        if not np.isfinite(proba).all() or abs(proba.sum() - 1) > 1e-3:
+        whole = self.multilabel or abs(proba.sum() - 1) <= 1e-3
+        if not (np.isfinite(proba).all() and proba.min() >= 0 and proba.max() <= 1 and whole):
             raise ValueError("its head gives no probabilities")
+        if not 0 < self.temperature < np.inf:
+            raise ValueError(f"its temperature is {self.temperature!r}")
+        if self.threshold is not None and not 0 <= float(self.threshold) <= 1:
+            raise ValueError(f"its threshold is {self.threshold!r}")
         for scores in self.result.get("scores", {}).values():
             low, high = map(float, scores["accuracy_interval_95"])
             if not low <= float(scores["accuracy"]) <= high or int(scores["n"]) < 0:
                 raise ValueError("its scores contradict each other")
 
     def predict_features(self, features: np.ndarray) -> np.ndarray:
-        """Probabilities, shape (n, classes), of features, shape (n, ...) of its layer."""
+        """Calibrated probabilities, shape (n, classes), of features, shape (n, ...)."""
         flat = features.reshape(len(features), -1).astype(np.float32, copy=False)
         proba = np.zeros((len(features), len(self.classes)))
         proba[:, self.head.classes_] = self.head.predict_proba(flat)
-        return proba
+        return apply_temperature(proba, self.temperature, self.multilabel)
 
     def predict(
         self,
@@ -235,7 +269,8 @@ class Classifier:
                 true = None  # a folder's name, but no class of this classifier
             reason = f"{self.layer} has NaN or infinity" if usable[i] and not finite[i] else ""
             found = next(proba) if good[i] else None
-            yield Prediction(table.ids[row], true, found, image.reason or reason)
+            sure = self.threshold is None or (found is not None and found.max() >= self.threshold)
+            yield Prediction(table.ids[row], true, found, image.reason or reason, sure)
 
     def _extractor(self, asked: ExtractSettings, backbone: Backbone | None) -> Extractor:
         """The backbone it was trained on, cut at its layer, checked to be the same."""

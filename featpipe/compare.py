@@ -16,12 +16,14 @@ import numpy as np
 from featpipe.backbones import DEFAULT_SOURCE, Backbone, parse_backbone
 from featpipe.cache import FeatureCache
 from featpipe.durable import save_json
+from featpipe.errors import SettingsError
 from featpipe.extract import Progress, extract_features
+from featpipe.heads import build_head
 from featpipe.images import ImageSource, open_images
 from featpipe.scratch import train_from_scratch
 from featpipe.settings import ExtractSettings, ImageSettings, ScratchSettings, TrainSettings
 from featpipe.split import Split, split_rows
-from featpipe.train import Result, build_head, fit_and_score
+from featpipe.train import Result, fit_and_score
 
 log = logging.getLogger(__name__)
 
@@ -150,6 +152,10 @@ def compare_routes(
         can use.
     """
     extract, train = extract or ExtractSettings(), train or TrainSettings()
+    if train.folds or train.leave_one_group_out or train.separator:
+        raise SettingsError(
+            "compare takes one split and one class an image: no folds, no separator."
+        )
     source = open_images(images, image_settings)
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
@@ -189,7 +195,7 @@ def _transfer_routes(
                 log.info("Training %s on %s.", head, title)
                 at = f" {layer}" if len(cache.spec.layers) > 1 else ""
                 unfitted = build_head(head, train, {})
-                _, result = fit_and_score(cache, cache.layer(layer), split, head, unfitted)
+                _, result = fit_and_score(cache, cache.layer(layer), split, head, unfitted, train)
                 cold = float(cache.conditions["seconds"]) + result.seconds
                 routes.append(Route(f"{title}{at} + {head}", result, cold, result.seconds))
     return routes

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import platformdirs
 from filelock import FileLock, Timeout
 
 from featpipe.errors import CacheError
@@ -166,3 +167,9 @@ def clear(folder: Path) -> None:
         for file in [*(file for file in folder.iterdir() if file.name != LOCK), folder / LOCK]:
             file.unlink(missing_ok=True)
         folder.rmdir()
+
+
+def user_folder() -> Path:
+    """Where what can be made again is kept for this user; it may be removed at any time."""
+    named = os.environ.get("FEATPIPE_CACHE_DIR")
+    return Path(named or platformdirs.user_cache_dir("featpipe", appauthor=False))

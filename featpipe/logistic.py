@@ -7,47 +7,26 @@ Where there are fewer rows than features the problem is first written in the row
 
 References
 ----------
-Nocedal, "Updating quasi-Newton matrices with limited storage", Mathematics of Computation 1980.
-Böhning, "Multinomial logistic regression algorithm", AISM 1992 (the Hessian that the covariance
-stands for).
+Hager, Zhang, "A new conjugate gradient method with guaranteed descent and an efficient line
+search", SIAM Journal on Optimization 2005 (when a step is long enough, in the face of rounding).
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-HISTORY = 12  # pairs of steps and gradients that L-BFGS remembers
-SAMPLED = 4  # rows for each feature, of which the covariance is computed
-MOST_DIRECTIONS = 4096  # of which the covariance is known; the others are left as they are
+from featpipe.errors import HeadError
+from featpipe.whitening import Covariance, Memory, Rows, RowSpace, dot, extrapolated, losses
+
+__all__ = ["Rows", "Solution", "Solver"]
+
 BLOCK_VALUES = 1 << 23  # logits at once
 ARMIJO = 1e-4
 SHORTEST = 2.0**-20  # step
-
-Metric = Callable[[Tensor], Tensor]
-
-
-@dataclass(frozen=True, eq=False)
-class Rows:
-    """Features, in blocks of rows: a tensor, or whatever yields one block after the other.
-
-    Attributes
-    ----------
-    shape : pair of int
-    blocks : callable
-        ``blocks(size)`` yields tensors of at most `size` rows, in order, on the device.
-    device : str
-    """
-
-    shape: tuple[int, int]
-    blocks: Callable[[int], Iterator[Tensor]]
-    device: str
-
-    @classmethod
-    def of(cls, X: Tensor) -> "Rows":
-        """The rows of a tensor that is on its device."""
-        return cls((len(X), X.shape[1]), lambda size: iter(torch.split(X, size)), str(X.device))
+TRAIL = 3  # solutions from which the next is guessed
+ROUNDING = 1e-6  # of an objective
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,81 +55,121 @@ class Solution:
     converged: Tensor
 
 
-def fit_path(
-    rows: Rows,
-    codes: Tensor,
-    classes: int,
-    Cs: Sequence[float],
-    weights: Tensor | None = None,
-    fit_intercept: bool = True,
-    tol: float = 1e-8,
-    max_iter: int = 500,
-) -> list[Solution]:
-    """Minimise one objective for each C and each row of weights.
+class Solver:
+    """Logistic regressions over the same rows, which are prepared once.
+
+    A sweep over folds and the refit on all rows after it share what is computed of the rows: their
+    own space, where features outnumber them, and the covariance, while the rows' shares of the
+    weight stay the same.
 
     Parameters
     ----------
     rows : Rows
         Of float32 or float64, finite.
-    codes : int64 Tensor, shape (n,)
-    classes : int
-        At least 2.
-    Cs : sequence of float
-        Solved from the smallest up, each from where the one before ended.
-    weights : Tensor, shape (problems, n)
-        Of each row in each problem; zeros leave rows out, such as those of a fold. A class
-        without any weight in a problem gets no probability there.
     fit_intercept : bool
-    tol : float
-        Share of the objective by which it may lie above its minimum.
-    max_iter : int
-        For each C.
-
-    Returns
-    -------
-    list of Solution
-        In the order of `Cs`.
     """
-    if weights is None:
-        weights = torch.ones(1, len(codes), device=codes.device)
-    back = None
-    if rows.shape[0] < rows.shape[1] and rows.shape[0] <= MOST_DIRECTIONS:
-        rows, back = _in_row_space(rows, fit_intercept)
-    problems = _Problems(rows, codes, classes, weights.double(), fit_intercept)
-    found: dict[float, Solution] = {}
-    W = problems.nothing()
-    for C in sorted(set(Cs)):
-        W, solution = problems.minimise(W, C, tol, max_iter)
-        found[C] = solution if back is None else back(solution)
-    return [found[C] for C in Cs]
 
+    def __init__(self, rows: Rows, fit_intercept: bool = True) -> None:
+        self._fit_intercept = fit_intercept
+        self._known: tuple[Tensor, Covariance] | None = None
+        self._space = RowSpace(rows, fit_intercept) if RowSpace.pays(rows) else None
+        self._rows = rows if self._space is None else self._space.rows
 
-class _Problems:
-    """Objectives that differ in their rows' weights."""
+    def fit(
+        self, codes: Tensor, classes: int, Cs: Sequence[float], weights: Tensor | None = None,
+        tol: float = 1e-8, max_iter: int = 500,
+    ) -> list[Solution]:  # fmt: skip
+        """Minimise one objective for each C and each problem.
 
-    def __init__(
-        self, rows: Rows, codes: Tensor, classes: int, weights: Tensor, fit_intercept: bool
-    ) -> None:
-        self.rows, self.codes, self.weights = rows, codes, weights
-        self.outputs, self.fit_intercept = (1 if classes == 2 else classes), fit_intercept
-        self.dtype: torch.dtype | None = None  # the rows' own
-        device = codes.device
-        totals = torch.zeros(len(weights), classes, dtype=torch.float64, device=device)
-        self.totals = totals.index_add_(1, codes, weights)
-        self.absent = self.totals == 0
-        self.mean = torch.zeros(rows.shape[1], dtype=torch.float64, device=device)
-        self.covariance = _Covariance(rows, weights.mean(0), fit_intercept)
-        if fit_intercept:
-            self.mean = self.covariance.mean
-
-    def nothing(self) -> Tensor:
-        """Where every path begins: all classes as likely as they are frequent.
+        Parameters
+        ----------
+        codes : int64 Tensor, shape (n,) or (problems, n)
+            The class of each row, in all problems or in each: one problem for each label of a
+            multi-label set, say, has its own zeros and ones.
+        classes : int
+            At least 2.
+        Cs : sequence of float
+            Solved from the smallest up, each from where those before it lead.
+        weights : Tensor, shape (problems, n), or None
+            Of each row in each problem; zeros leave rows out, such as those of a fold. A class
+            without any weight in a problem gets no probability there. None: all rows weigh one.
+        tol : float
+            Share of the objective by which it may lie above its minimum.
+        max_iter : int
+            For each C.
 
         Returns
         -------
-        float64 Tensor, shape (problems, outputs, features + 1)
-            The last column is the intercept at the rows' mean.
+        list of Solution
+            In the order of `Cs`.
+
+        Raises
+        ------
+        HeadError
+            If codes and weights are of different problems or rows.
         """
+        codes = codes if codes.ndim == 2 else codes[None]
+        weights = (torch.ones_like(codes) if weights is None else weights).double()
+        if codes.shape[1] != weights.shape[1] or len(codes) not in (1, len(weights)):
+            raise HeadError(
+                f"Codes are of shape {tuple(codes.shape)} and weights of {tuple(weights.shape)}. "
+                "Give both one row for each problem, or one row of codes for all of them."
+            )
+        problems = _Problems(
+            self._rows, codes, weights, classes, self._covariance(weights), self._fit_intercept
+        )
+        found: dict[float, Solution] = {}
+        trail: list[tuple[float, Tensor]] = []
+        for C in sorted(set(Cs)):
+            W, found[C] = problems.minimise(problems.begin(trail, C), C, tol, max_iter)
+            trail = [*trail[1 - TRAIL :], (C, W)]
+        if self._space is not None:
+            coefs, middles = self._space.back(torch.stack([one.coef for one in found.values()]))
+            for one, coef, middle in zip(list(found.values()), coefs, middles, strict=True):
+                found[one.C] = replace(one, coef=coef, intercept=one.intercept - middle)
+        return [found[C] for C in Cs]
+
+    def _covariance(self, weights: Tensor) -> Covariance:
+        """Of the rows as they weigh on average in these problems."""
+        share = weights.mean(0)
+        share = share / share.sum()
+        if self._space is not None and torch.allclose(share, share.mean(), rtol=1e-6, atol=0):
+            return self._space.covariance
+        if self._known is None or not torch.allclose(share, self._known[0], rtol=1e-6, atol=0):
+            self._known = share, Covariance.of(self._rows, share, self._fit_intercept)
+        return self._known[1]
+
+
+class _Problems:
+    """Objectives that differ in their rows' weights, and perhaps in their codes.
+
+    What is looked for has the shape (problems, outputs, features + 1): beside the features it holds
+    the intercept at their mean.
+    """
+
+    def __init__(
+        self, rows: Rows, codes: Tensor, weights: Tensor, classes: int, covariance: Covariance,
+        fit_intercept: bool,
+    ) -> None:  # fmt: skip
+        self.given = self.rows = rows
+        self.codes, self.weights, self.covariance = codes.expand_as(weights), weights, covariance
+        self.outputs, self.fit_intercept = (1 if classes == 2 else classes), fit_intercept
+        totals = torch.zeros(len(weights), classes, dtype=torch.float64, device=codes.device)
+        self.totals = totals.scatter_add_(1, self.codes, weights)
+        self.absent = self.totals == 0
+        self.mean = covariance.mean if fit_intercept else torch.zeros_like(covariance.mean)
+
+    def begin(self, trail: list[tuple[float, Tensor]], C: float) -> Tensor:
+        """Where to begin, after the last few C: where they ended, or where their path leads."""
+        if len(trail) < 2:
+            return trail[-1][1] if trail else self._nothing()
+        last, ahead = trail[-1][1], extrapolated(trail, C)
+        which = torch.arange(len(last), device=last.device).repeat(2)
+        stay, go = self.evaluate(torch.cat([last, ahead]), C, which)[0].chunk(2)
+        return torch.where((go < stay)[:, None, None], ahead, last)
+
+    def _nothing(self) -> Tensor:
+        """All classes as likely as they are frequent: the last column is the intercept."""
         shape = (len(self.weights), self.outputs, self.rows.shape[1] + 1)
         W = torch.zeros(shape, dtype=torch.float64, device=self.codes.device)
         if self.fit_intercept:
@@ -173,32 +192,31 @@ class _Problems:
         def metric(change: Tensor) -> Tensor:
             return self._balanced(inverse(change))
 
-        memory = _Memory(metric)
+        memory = Memory(metric)
         gap = torch.full_like(value, torch.inf)
         active = torch.ones_like(which, dtype=torch.bool)
         stuck = torch.zeros_like(active)
         for _ in range(max_iter):
             direction = -memory.times(gradient)
-            slope = (gradient * direction).sum((1, 2))
+            slope = dot(gradient, direction)
             gap = torch.where(active, -slope / 2 / value.abs().clamp(min=1e-300), gap)
             active = active & (gap > tol) & ~stuck
             if not active.any():
-                if not stuck.any() or not self._look_closer():
+                finer = self.rows.finer() if stuck.any() else None
+                if finer is None:
                     break
                 # float32 has no more digits to give: go on in float64.
+                self.rows = finer
                 value, gradient, _ = self.evaluate(W, C, which)
-                memory, active, stuck = _Memory(metric), stuck, torch.zeros_like(stuck)
+                memory, active, stuck = Memory(metric), stuck, torch.zeros_like(stuck)
                 continue
             iterations += active
-            new, new_value, new_gradient, moved = self._search(
-                W, C, value, direction, slope, active
+            new, value, new_gradient = self._search(
+                W, C, value, gradient, direction, slope, active, stuck
             )
-            stuck = stuck | (active & ~moved)
-            memory.add(new - W, new_gradient - gradient, moved)
-            W, value, gradient = new, new_value, torch.where(
-                moved[:, None, None], new_gradient, gradient
-            )  # fmt: skip
-        self.dtype = None
+            memory.add(new - W, new_gradient - gradient, active & ~stuck)
+            W, gradient = new, new_gradient
+        self.rows = self.given
         coef = W[:, :, :-1].clone()
         intercept = W[:, :, -1] - coef @ self.mean
         return W, Solution(C, coef, intercept, value, gap, iterations, gap <= tol)
@@ -211,36 +229,34 @@ class _Problems:
         level = (change * present).sum(1, keepdim=True) / present.sum(1, keepdim=True)
         return (change - level) * present
 
-    def _look_closer(self) -> bool:
-        if self.dtype == torch.float64 or next(self.rows.blocks(1)).dtype == torch.float64:
-            return False
-        self.dtype = torch.float64
-        return True
-
     def _search(
-        self, W: Tensor, C: float, value: Tensor, direction: Tensor, slope: Tensor, active: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Go along the direction, each problem as far as its objective falls enough."""
+        self, W: Tensor, C: float, value: Tensor, gradient: Tensor, direction: Tensor,
+        slope: Tensor, active: Tensor, stuck: Tensor,
+    ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+        """Go along the direction, each problem as far as its objective falls enough, or stick."""
         step = active.double()
-        new, new_value, new_gradient = W.clone(), value.clone(), torch.zeros_like(W)
-        open_ = active.clone()
+        new, new_value, new_gradient = W.clone(), value.clone(), gradient.clone()
+        open_ = active
         while open_.any():
             which = open_.nonzero()[:, 0]
             tried = W[which] + step[which, None, None] * direction[which]
-            found, gradient, _ = self.evaluate(tried, C, which)
-            enough = found <= value[which] + ARMIJO * step[which] * slope[which]
+            found, steepness, _ = self.evaluate(tried, C, which)
+            fall = step[which] * slope[which]
+            enough = found <= value[which] + ARMIJO * fall
+            # Where the fall drowns in rounding, the gradient still tells how far it is.
+            ahead = dot(steepness, direction[which]) <= (2 * ARMIJO - 1) * slope[which]
+            enough |= ahead & (found <= value[which] + ROUNDING * value[which].abs())
             kept = which[enough]
             new[kept], new_value[kept] = tried[enough], found[enough]
-            new_gradient[kept] = gradient[enough]
-            open_[kept] = False
+            new_gradient[kept] = steepness[enough]
             # The parabola through what is known; a tenth to a half of the step.
-            rise = (found - value[which] - step[which] * slope[which]).clamp(min=1e-300)
-            shorter = -slope[which] * step[which] ** 2 / (2 * rise)
+            rise = (found - value[which] - fall).clamp(min=1e-300)
+            shorter = -fall * step[which] / (2 * rise)
             shorter = torch.minimum(torch.maximum(shorter, step[which] / 10), step[which] / 2)
             step[which] = torch.where(enough, step[which], shorter)
-            open_ &= step > SHORTEST
-        moved = active & (new_value < value)
-        return new, new_value, new_gradient, moved
+            stuck[which] = ~enough & (step[which] <= SHORTEST)
+            open_ = open_.index_fill(0, kept, False) & ~stuck
+        return new, new_value, new_gradient
 
     def evaluate(self, W: Tensor, C: float, which: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Objective, gradient, and mean p (1 - p) of each output, for some of the problems."""
@@ -254,13 +270,13 @@ class _Problems:
         flat = coef.reshape(count * outputs, -1)
         size = max(1, min(n, BLOCK_VALUES // (count * outputs)))
         start = 0
-        for given in self.rows.blocks(size):
-            block = given if self.dtype is None else given.to(self.dtype)
+        for block in self.rows.blocks(size):
             stop = start + len(block)
             logits = block @ flat.T.to(block.dtype)
             logits = logits.view(-1, count, outputs) + shift.to(block.dtype)
             weights = self.weights[which, start:stop].T.to(block.dtype)
-            some, residual, each = self._losses(logits, self.codes[start:stop], which)
+            codes = self.codes[which, start:stop].T
+            some, residual, each = losses(logits, codes, self.absent[which])
             loss += (some * weights).sum(0, dtype=torch.float64)
             spread += (each * weights[:, :, None]).sum(0, dtype=torch.float64)
             residual *= weights[:, :, None]
@@ -272,149 +288,4 @@ class _Problems:
         gradient = torch.cat([C * slopes + coef, C * sums[:, :, None]], dim=2)
         if not self.fit_intercept:
             gradient[:, :, -1] = 0
-        total = self.totals[which].sum(1, keepdim=True)
-        return value, gradient, spread / total
-
-    def _losses(
-        self, logits: Tensor, codes: Tensor, which: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Of each row and problem: the loss, p - y, and p (1 - p)."""
-        if self.outputs == 1:
-            y = codes[:, None, None].to(logits.dtype)
-            loss = (torch.nn.functional.softplus(logits) - y * logits)[:, :, 0]
-            p = logits.sigmoid()
-            return loss, p - y, p * (1 - p)
-        if self.absent.any():
-            logits = logits.masked_fill(self.absent[which], -torch.inf)
-        top = logits.logsumexp(2, keepdim=True)
-        index = codes[:, None, None].expand(-1, logits.shape[1], 1)
-        # Rows of an absent class count for nothing; a logit beyond all numbers, for too much.
-        loss = (top - logits.gather(2, index))[:, :, 0].nan_to_num(nan=torch.inf, posinf=torch.inf)
-        loss = torch.where(self.absent[which][:, codes].T, 0.0, loss)
-        p = (logits - top).exp_()
-        spread = p * (1 - p)
-        return loss, p.scatter_add_(2, index, p.new_full((1,), -1).expand(index.shape)), spread
-
-
-class _Covariance:
-    """The features' covariance, or that of a sample of rows, as its eigendecomposition.
-
-    Attributes
-    ----------
-    mean : float64 Tensor, shape (features,)
-    """
-
-    def __init__(self, rows: Rows, weights: Tensor, centred: bool) -> None:
-        n, d = rows.shape
-        share = weights / weights.sum()
-        sampled = SAMPLED * d if d <= MOST_DIRECTIONS else MOST_DIRECTIONS
-        every = max(1, n // sampled)
-        mean = torch.zeros(d, dtype=torch.float64, device=weights.device)
-        picked, shares, start = [], [], 0
-        for block in rows.blocks(max(1, BLOCK_VALUES // d)):
-            stop = start + len(block)
-            mean += (share[start:stop].to(block.dtype) @ block).double()
-            chosen = slice(-start % every, None, every)
-            picked.append(block[chosen])
-            shares.append(share[start:stop][chosen])
-            start = stop
-        self.mean = mean
-        sample, share = torch.cat(picked), torch.cat(shares)
-        share = share / share.sum().clamp(min=1e-300)
-        scaled = sample - mean.to(sample.dtype) if centred else sample.clone()
-        scaled *= share.sqrt().to(sample.dtype)[:, None]
-        if len(scaled) >= d:
-            values, vectors = torch.linalg.eigh(scaled.T @ scaled)
-        else:
-            values, left = torch.linalg.eigh(scaled @ scaled.T)
-            values, left = values.flip(0), left.flip(1)
-            kept = values > 1e-6 * values[0].clamp(min=1e-30)
-            values = values[kept]
-            vectors = scaled.T @ (left[:, kept] / values.sqrt())
-        self._values, self._vectors = values.clamp(min=0).double(), vectors
-
-    def metric(self, C: float, spread: Tensor, totals: Tensor, fit_intercept: bool) -> Metric:
-        """About the inverse Hessian at that C, where p (1 - p) is `spread` on average."""
-        # Where a class is rare or surely known there is still some curvature.
-        curvature = C * totals[:, None] * spread.clamp(min=1e-3)
-        shrink = 1 / (1 + curvature[:, :, None] * self._values) - 1
-        complete = self._vectors.shape[1] == self._vectors.shape[0]
-
-        def times(gradient: Tensor) -> Tensor:
-            coef = gradient[:, :, :-1]
-            inside = (coef.to(self._vectors.dtype) @ self._vectors).double()
-            if complete:
-                inside = inside * (shrink + 1)
-                result = inside.to(self._vectors.dtype) @ self._vectors.T
-                whole = result.double()
-            else:
-                change = (inside * shrink).to(self._vectors.dtype) @ self._vectors.T
-                whole = coef + change.double()
-            intercept = gradient[:, :, -1] / curvature if fit_intercept else gradient[:, :, -1]
-            return torch.cat([whole, intercept[:, :, None]], dim=2)
-
-        return times
-
-
-class _Memory:
-    """L-BFGS's idea of the inverse Hessian of each problem."""
-
-    def __init__(self, metric: Metric) -> None:
-        self._metric = metric
-        self._pairs: list[tuple[Tensor, Tensor, Tensor]] = []
-        self._scale: Tensor | None = None
-
-    def add(self, step: Tensor, change: Tensor, moved: Tensor) -> None:
-        """Remember a step and how the gradient changed, of the problems that moved."""
-        along = _dot(step, change)
-        good = moved & (along > 1e-12 * _dot(step, step).sqrt() * _dot(change, change).sqrt())
-        rho = torch.where(good, 1 / along, 0.0)  # a pair that counts for nothing
-        self._pairs.append((step, torch.where(good[:, None, None], change, 0.0), rho))
-        del self._pairs[:-HISTORY]
-        scale = along / _dot(change, self._metric(change))
-        before = torch.ones_like(scale) if self._scale is None else self._scale
-        self._scale = torch.where(good, scale, before)
-
-    def times(self, gradient: Tensor) -> Tensor:
-        """The inverse Hessian times each problem's gradient, by the two-loop recursion."""
-        q, alphas = gradient, []
-        for step, change, rho in reversed(self._pairs):
-            alpha = rho * _dot(step, q)
-            q = q - alpha[:, None, None] * change
-            alphas.append(alpha)
-        r = self._metric(q)
-        if self._scale is not None:
-            r = r * self._scale[:, None, None]
-        for (step, change, rho), alpha in zip(self._pairs, reversed(alphas), strict=True):
-            beta = rho * _dot(change, r)
-            r = r + (alpha - beta)[:, None, None] * step
-        return r
-
-
-def _dot(one: Tensor, other: Tensor) -> Tensor:
-    return (one * other).sum((1, 2))
-
-
-def _in_row_space(rows: Rows, centred: bool) -> tuple[Rows, Callable[[Solution], Solution] | None]:
-    """The same problems in as few coordinates as there are rows, and the way back.
-
-    The rows are turned, and nothing is lost: no solution leaves the space they span.
-    """
-    X = torch.cat(list(rows.blocks(rows.shape[0]))).double()
-    mean = X.mean(0) if centred else torch.zeros_like(X[0])
-    X = X - mean
-    values, left = torch.linalg.eigh(X @ X.T)
-    kept = values > len(X) * torch.finfo(torch.float64).eps * values[-1].clamp(min=1e-300)
-    if not kept.any():  # all rows are equal
-        return rows, None
-    lengths = values[kept].sqrt()
-    left = left[:, kept]
-
-    def back(found: Solution) -> Solution:
-        coef = (found.coef / lengths) @ left.T @ X
-        return Solution(
-            found.C, coef, found.intercept - coef @ mean, found.objective, found.gap,
-            found.iterations, found.converged,
-        )  # fmt: skip
-
-    return Rows.of(left * lengths), back
+        return value, gradient, spread / self.totals[which].sum(1, keepdim=True)

@@ -1,38 +1,37 @@
-"""The network behind the heads that are trained by mini-batches."""
+"""What the heads that are trained by mini-batches share."""
 
-from collections.abc import Iterable, Sequence
-from itertools import pairwise
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import groupby
 from numbers import Integral, Real
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
 from sklearn.utils._param_validation import Interval, StrOptions
-from torch import Tensor, nn
+from sklearn.utils.class_weight import compute_class_weight
+from torch import Tensor
 
-from featpipe.descent import Descent, descend, forward, seeded
 from featpipe.device import choose_device
 from featpipe.errors import HeadError
-from featpipe.heads import Head, Validation
-
-
-def perceptron(widths: Sequence[int], dropout: float) -> nn.Sequential:
-    """Linear layers of these widths, with ReLU and dropout between them."""
-    layers: list[nn.Module] = []
-    for i, (inputs, outputs) in enumerate(pairwise(widths)):
-        if i:
-            layers += [nn.ReLU(), nn.Dropout(dropout)]
-        layers.append(nn.Linear(inputs, outputs))
-    return nn.Sequential(*layers)
-
+from featpipe.heads import Head, Validation, probabilities
+from featpipe.optimizers import OPTIMIZERS, SCHEDULES
+from featpipe.perceptrons import Layers, logits_of
+from featpipe.stacked import Problem, Shape, Trained, train_stacked
+from featpipe.tasks import Outcome, Task
 
 LIMITS = {
     "lr": [Interval(Real, 0, None, closed="neither"), None],
     "epochs": [Interval(Integral, 1, None, closed="left")],
     "batch_size": [Interval(Integral, 1, None, closed="left")],
-    "optimizer": [StrOptions({"adam", "adamw", "sgd"})],
+    "optimizer": [StrOptions(set(OPTIMIZERS))],
+    "schedule": [StrOptions(set(SCHEDULES))],
     "momentum": [Interval(Real, 0, 1, closed="both")],
     "weight_decay": [Interval(Real, 0, None, closed="left")],
+    "label_smoothing": [Interval(Real, 0, 1, closed="left")],
+    "mixup": [Interval(Real, 0, None, closed="left")],
+    "clip": [Interval(Real, 0, None, closed="neither"), None],
+    "class_weight": [dict, StrOptions({"balanced"}), None],
     "patience": [Interval(Integral, 0, None, closed="left")],
     "standardize": ["boolean"],
     "seed": [Interval(Integral, 0, None, closed="left")],
@@ -42,62 +41,186 @@ LIMITS = {
 class PerceptronHead(Head):
     """What `linear` and `mlp` share; the parameters are the subclass's.
 
-    The whole training set moves to the device once; batches are slices of it there.
+    The whole training set moves to the device once; batches are gathered there.
     """
 
     _parameter_constraints = LIMITS
+    multilabel = True
 
     hidden: Sequence[int] = ()
     dropout: float = 0.0
+    batch_norm: bool = False
     lr: float | None
     epochs: int
     batch_size: int
     optimizer: str
+    schedule: str
     momentum: float
     weight_decay: float
+    label_smoothing: float
+    mixup: float
+    clip: float | None
+    class_weight: Any
     patience: int
     seed: int
     device: str
 
     def _fit(self, X: np.ndarray, codes: np.ndarray, validation: Validation | None) -> None:
-        widths: list[Any] = list(self.hidden) if isinstance(self.hidden, Iterable) else [None]
-        if not all(isinstance(width, int | np.integer) and width > 0 for width in widths):
+        rows, targets = (X, codes)
+        if validation is not None:
+            rows = np.concatenate([X, validation[0]])
+            targets = np.concatenate([codes, validation[1]])
+        train, val = np.arange(len(X)), np.arange(len(X), len(rows))
+        shape = self._shape(X.shape[1], len(self.classes_), codes.ndim == 2)
+        problem = self._problem(Task(train, val, val), targets, shape)
+        (trained,) = train_stacked(*self._on_device(rows, targets), shape, [problem])
+        if trained.diverged:
+            raise HeadError(
+                f"The loss is no longer finite in epoch {trained.diverged}: lower the learning "
+                f"rate (now {problem.lr:g}) or standardize the features."
+            )
+        self.curves_, self._layers = trained.curves, trained.layers
+
+    def _shape(self, features: int, classes: int, multilabel: bool) -> Shape:
+        """What must be equal for heads to be trained in one stack."""
+        hidden: list[Any] = list(self.hidden) if isinstance(self.hidden, Iterable) else [None]
+        if not all(isinstance(width, int | np.integer) and width > 0 for width in hidden):
             raise HeadError(f"hidden is {self.hidden!r}; it must be positive whole numbers.")
-        device = choose_device(self.device)
-
-        def on_device(rows: np.ndarray, labels: np.ndarray) -> tuple[Tensor, Tensor]:
-            inputs = torch.tensor(rows, dtype=torch.float32, device=device)
-            return inputs, torch.tensor(labels, dtype=torch.int64, device=device)
-
-        widths = [X.shape[1], *widths, len(self.classes_)]
-        network = seeded(self.seed, lambda: perceptron(widths, self.dropout)).to(device)
-        lr = min(1e-3, 1 / X.shape[1]) if self.lr is None else self.lr
-        settings = Descent(
-            self.epochs, self.batch_size, lr, self.optimizer, self.momentum,
-            self.weight_decay, self.patience, self.seed,
+        return Shape(
+            (features, *map(int, hidden), classes), self.epochs, self.batch_size, self.optimizer,
+            self.schedule, self.patience, self.batch_norm, multilabel,
         )  # fmt: skip
-        self.curves_ = descend(
-            network, *on_device(X, codes), settings, on_device(*validation) if validation else None
+
+    def _problem(self, task: Task, targets: np.ndarray, shape: Shape) -> Problem:
+        """This head on the rows of a task."""
+        return Problem(
+            task.train,
+            task.select,
+            lr=min(1e-3, 1 / shape.widths[0]) if self.lr is None else self.lr,
+            weight_decay=self.weight_decay,
+            dropout=self.dropout,
+            momentum=self.momentum,
+            label_smoothing=self.label_smoothing,
+            mixup=self.mixup,
+            clip=float("inf") if self.clip is None else self.clip,
+            class_weight=self._weights(targets[task.train], shape.widths[-1]),
+            seed=self.seed,
         )
-        self._network = network.cpu()
+
+    def _weights(self, targets: np.ndarray, classes: int) -> np.ndarray | None:
+        """Of each class, 1 for a row on average; of labels, of the positives."""
+        if self.class_weight is None:
+            return None
+        if targets.ndim == 2:
+            if self.class_weight != "balanced":
+                raise HeadError("class_weight can only be balanced where there are several labels.")
+            positive = targets.sum(axis=0).clip(1)
+            return np.asarray((len(targets) - positive).clip(1) / positive)
+        present, counts = np.unique(targets, return_counts=True)
+        given = self.class_weight
+        if isinstance(given, dict):
+            names = getattr(self, "classes_", np.arange(classes))
+            given = {code: given.get(names[code], 1.0) for code in present.tolist()}
+        weights = np.ones(classes)
+        weights[present] = compute_class_weight(given, classes=present, y=targets)
+        mean = float((weights[present] * counts).sum() / counts.sum())
+        if mean <= 0 or weights.min() < 0:
+            raise HeadError(
+                f"class_weight is {self.class_weight!r}; some class must weigh more than 0."
+            )
+        return weights / mean
+
+    def _on_device(self, rows: np.ndarray, targets: np.ndarray) -> tuple[Tensor, Tensor]:
+        device = choose_device(self.device)
+        kind = torch.float32 if targets.ndim == 2 else torch.int64
+        return (
+            torch.tensor(rows, dtype=torch.float32, device=device),
+            torch.tensor(targets, dtype=kind, device=device),
+        )
+
+    @classmethod
+    def cross_fit(
+        cls,
+        heads: Sequence[Self],
+        X: np.ndarray,
+        targets: np.ndarray,
+        n_classes: int,
+        tasks: Sequence[Task],
+    ) -> Iterator[Outcome]:
+        """Fit each head on each task, those of one shape as one stack; see `Head.cross_fit`."""
+        inputs, wanted = heads[0]._on_device(X, targets)
+        multilabel = targets.ndim == 2
+        shapes = [head._shape(X.shape[1], n_classes, multilabel) for head in heads]
+        for shape in dict.fromkeys(shapes):
+            begun = time.perf_counter()
+            fits = [
+                (number, place)
+                for place in range(len(tasks))
+                for number in range(len(heads))
+                if shapes[number] == shape
+            ]
+            problems = [heads[i]._problem(tasks[j], targets, shape) for i, j in fits]
+            trained = train_stacked(inputs, wanted, shape, problems)
+            probas: list[np.ndarray | None] = []
+            for place, some in groupby(
+                zip(fits, trained, strict=True), key=lambda pair: pair[0][1]
+            ):
+                probas += _predicted([one for _, one in some], inputs, targets, tasks[place])
+            share = (time.perf_counter() - begun) / len(fits)
+            for (number, place), one, proba in zip(fits, trained, probas, strict=True):
+                note = f"diverged in epoch {one.diverged}" if one.diverged else ""
+                yield Outcome(number, place, proba, share, one.kept, note)
+
+    def refit(self, epochs: Sequence[int]) -> Self:
+        """An unfitted copy that trains for as many epochs as the median trial.
+
+        With a schedule it trains for all of them: the schedule is made for its end.
+        """
+        copy = super().refit(epochs)
+        if epochs and self.schedule == "constant":
+            copy.set_params(epochs=max(1, round(float(np.median(epochs)))))
+        return copy
 
     def _decision(self, X: np.ndarray) -> np.ndarray:
         # In the features' own precision: from float64 comes no rounding that depends on the batch.
         inputs = torch.tensor(X)
-        logits: np.ndarray = forward(self._network.to(inputs.dtype), inputs, len(X)).numpy()
+        layers = [(weight.to(inputs.dtype), bias.to(inputs.dtype)) for weight, bias in self._layers]
+        logits: np.ndarray = logits_of(layers, inputs)[0].numpy()
         return logits
 
     def arrays(self) -> dict[str, np.ndarray]:
         """Weights and biases by layer."""
-        state = self._network.float().state_dict()
-        return {name: value.numpy() for name, value in state.items()}
+        arrays = {}
+        for number, (weight, bias) in enumerate(self._layers):
+            arrays[f"{number}.weight"] = weight[0].numpy()
+            arrays[f"{number}.bias"] = bias[0, 0].numpy()
+        return arrays
 
     def set_arrays(self, arrays: dict[str, np.ndarray]) -> None:
         """The inverse of `arrays`."""
-        names = sorted(
-            (name for name in arrays if name.endswith(".weight")),
-            key=lambda name: int(name.partition(".")[0]),
-        )
-        widths = [arrays[names[0]].shape[1], *(arrays[name].shape[0] for name in names)]
-        self._network = perceptron(widths, self.dropout).eval()
-        self._network.load_state_dict({name: torch.tensor(a) for name, a in arrays.items()})
+        numbers = sorted(int(name.partition(".")[0]) for name in arrays if ".weight" in name)
+        self._layers = [
+            (
+                torch.tensor(arrays[f"{number}.weight"])[None],
+                torch.tensor(arrays[f"{number}.bias"])[None, None],
+            )
+            for number in numbers
+        ]
+
+
+@torch.no_grad()
+def _predicted(
+    trained: Sequence[Trained], inputs: Tensor, targets: np.ndarray, task: Task
+) -> list[np.ndarray | None]:
+    """Probabilities of scored rows by perceptrons of one shape, None for those that diverged."""
+    layers: Layers = [
+        (torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts]))
+        for parts in zip(*(one.layers for one in trained), strict=True)
+    ]
+    chosen = inputs.index_select(0, torch.from_numpy(task.scored).to(inputs.device))
+    on_device = [(weight.to(inputs.device), bias.to(inputs.device)) for weight, bias in layers]
+    logits = logits_of(on_device, chosen).cpu().numpy()
+    return [
+        None if one.diverged else probabilities(values, targets.ndim == 2, targets[task.train])
+        for one, values in zip(trained, logits, strict=True)
+    ]

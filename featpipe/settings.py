@@ -140,10 +140,12 @@ class TrainSettings(_Checked):
     split: str = option(
         "auto",
         "given: the source's own train/val/test; random: a seeded one; auto: given where there "
-        "is one.",
-        ("auto", "given", "random"),
+        "is one; a file as featpipe split writes it, with the columns id and part.",
+        metavar="auto|given|random|FILE",
     )
-    val: float = option(0.2, "Share of the rows that selects epochs.")
+    val: float = option(
+        0.2, "Share of the rows that selects epochs; none is taken where there are folds."
+    )
     test: float = option(0.0, "Share of the rows that is scored once, at the end.")
     group: str = option(
         "auto",
@@ -152,10 +154,44 @@ class TrainSettings(_Checked):
         "is the group.",
         metavar="auto|none|REGEX",
     )
+    folds: int = option(
+        0, "Folds of the training rows, each of which validates once; 0: none.", minimum=0
+    )
+    repeats: int = option(
+        1, "Times that the folds are made, or a label budget is drawn, anew.", minimum=1
+    )
+    leave_one_group_out: bool = option(False, "A fold for each group, instead of --folds.")
+    select: str = option(
+        "accuracy",
+        "Mean over the folds that chooses among candidates (for several labels an image, "
+        "accuracy is average precision).",
+        ("accuracy", "balanced_accuracy", "log_loss"),
+    )
+    separator: str | None = option(
+        None,
+        "What stands between several labels of one image: with '|', cat|dog is both; each label "
+        "is then learnt by itself.",
+    )
+    min_precision: float | None = option(
+        None,
+        "Abstain below the confidence from which validation predictions are right this often.",
+        minimum=0.0,
+        maximum=1.0,
+    )
     seed: int = option(
         0, "Seed of the split, the initial weights and the batches.", minimum=0, maximum=SEEDS
     )
     device: str = option("auto", "auto, cpu, cuda, cuda:1, mps.")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.folds == 1:
+            raise SettingsError("folds is 1; it must be 0, for none, or at least 2.")
+        if self.folds and self.leave_one_group_out:
+            raise SettingsError(
+                f"folds is {self.folds}, and leave_one_group_out makes folds of its own: one of "
+                "them, not both."
+            )
 
 
 @dataclass(frozen=True)

@@ -1,108 +1,154 @@
-"""Dividing rows into train, validation and test: stratified, group-aware, seeded."""
+"""Dividing rows into train, validation, test and folds: stratified, group-aware, seeded."""
 
 import re
-from dataclasses import dataclass
 
 import numpy as np
-from sklearn.model_selection import StratifiedGroupKFold
 
 from featpipe.errors import SplitError
+from featpipe.folds import ALONE, Strata, check_folds, divide, leave_one_group_out, make_folds
 from featpipe.settings import TrainSettings
-from featpipe.table import ImageTable, text_column
+from featpipe.split_file import Split as Split
+from featpipe.split_file import labelled_rows
+from featpipe.split_file import load_split as load_split
+from featpipe.split_file import save_split as save_split
+from featpipe.table import SPLITS, ImageTable, text_column
 
 
-@dataclass(frozen=True, eq=False)
-class Split:
-    """Row numbers of each part, ascending; no row is in two of them.
-
-    Attributes
-    ----------
-    train, val, test : int arrays
-        `val` and `test` may be empty.
-    origin : str
-        One sentence on how the rows were divided, for people.
-    """
-
-    train: np.ndarray
-    val: np.ndarray
-    test: np.ndarray
-    origin: str
-
-    def parts(self) -> dict[str, np.ndarray]:
-        """The parts that are not empty, by name."""
-        parts = {"train": self.train, "val": self.val, "test": self.test}
-        return {name: rows for name, rows in parts.items() if len(rows)}
-
-
-def split_rows(table: ImageTable, settings: TrainSettings, usable: np.ndarray) -> Split:
+def split_rows(
+    table: ImageTable,
+    settings: TrainSettings,
+    usable: np.ndarray,
+    *,
+    strata: np.ndarray | None = None,
+) -> Split:
     """Divide the labelled, usable rows of a table.
+
+    With folds, no validation part is taken from the training rows. A given one joins them
+    where there is a test part too, and is the test part where there is none.
 
     Parameters
     ----------
     table : ImageTable
     settings : TrainSettings
-        ``split``, ``val``, ``test``, ``group`` and ``seed`` are used.
+        ``split``, ``val``, ``test``, ``group``, ``folds``, ``repeats``, ``leave_one_group_out``
+        and ``seed`` are used. Of a split file, the parts stay what they are: no validation rows
+        are taken from its training rows.
     usable : bool array, shape (n,)
         Rows that may be used at all (those with features).
+    strata : int array, shape (n,)
+        What to stratify by instead of the classes, such as sets of labels. Those too rare to be
+        on every side are then tolerated.
 
     Raises
     ------
     SplitError
-        If there are no labels, or too few rows of a class for the shares asked for.
+        If there are no labels, too few rows or groups of a class for the shares or folds asked
+        for, or the split file cannot be used.
     """
-    rows = np.flatnonzero(usable & table.labelled)
-    if table.labels is None or not len(rows):
+    rows = labelled_rows(table, usable)
+    assert table.labels is not None
+    folding = settings.folds > 0 or settings.leave_one_group_out
+    val = 0.0 if folding else settings.val
+    if not (0 <= val < 1 and 0 <= settings.test < 1 and val + settings.test < 1):
         raise SplitError(
-            "None of the images has both a label and features. Put them in one folder a class, "
-            "or give a manifest with a label column."
-        )
-    if not (0 <= settings.val < 1 and 0 <= settings.test < 1 and settings.val + settings.test < 1):
-        raise SplitError(
-            f"val {settings.val:g} and test {settings.test:g} leave nothing to train on; both are "
+            f"val {val:g} and test {settings.test:g} leave nothing to train on; both are "
             "shares between 0 and 1, together below 1."
         )
-    groups = _groups(table, settings.group)
+    groups = row_groups(table, settings.group)
+    if strata is None:
+        alike = Strata(table.labels, table.classes, groups)
+    else:
+        alike = Strata(strata, None, groups)
+    if settings.split not in ("auto", "given", "random"):
+        return _filed(load_split(settings.split, table, usable), settings, alike)
     if settings.split != "random" and table.splits is not None:
-        return _given(table, settings, rows, groups)
+        return _complete(_given(table, table.splits, rows), settings, alike, val)
     if settings.split == "given":
         raise SplitError("These images come with no split; use --split random with --val, --test.")
-    train, test = _divide(table, rows, groups, settings.test, settings.seed)
-    train, val = _divide(
-        table, train, groups, settings.val / (1 - settings.test), settings.seed + 1
-    )
-    how = "stratified by class" + (", groups kept together" if groups is not None else "")
-    return Split(train, val, test, f"random, {how}, seed {settings.seed}")
+    train, test = divide(rows, alike, settings.test, settings.seed)
+    origin = f"random, {alike.how()}, seed {settings.seed}"
+    if folding:
+        return _folded(Split(train, rows[:0], test, origin), settings, alike)
+    train, taken = divide(train, alike, val / (1 - settings.test), settings.seed + 1)
+    return Split(train, taken, test, origin)
 
 
-def _given(
-    table: ImageTable, settings: TrainSettings, rows: np.ndarray, groups: np.ndarray | None
-) -> Split:
-    assert table.splits is not None
-    parts = {name: rows[table.splits[rows] == name] for name in ("train", "val", "test")}
-    train, val, test = parts["train"], parts["val"], parts["test"]
+def _given(table: ImageTable, splits: np.ndarray, rows: np.ndarray) -> Split:
+    train, val, test = (rows[splits[rows] == name] for name in SPLITS)
     if not len(train):
         raise SplitError("The given split has no training images; use --split random.")
-    origin = "as given"
+    unassigned = len(rows) - len(train) - len(val) - len(test)
+    left_out = f"; {unassigned} images without a split are left out" if unassigned else ""
+    return Split(train, val, test, f"as given{left_out}")
+
+
+def _filed(split: Split, settings: TrainSettings, strata: Strata) -> Split:
+    """The split of a file, and what is asked for beyond it."""
+    asked = settings.folds or settings.leave_one_group_out
+    if split.folds and (asked or (settings.test and not len(split.test))):
+        raise SplitError(
+            f"{settings.split} has folds already, of all its training images. Leave --folds, "
+            "--leave-one-group-out and --test out, or take its fold columns away."
+        )
+    if split.folds:
+        check_folds(split.folds, strata, f"Change the fold columns of {settings.split}.")
+        return split
+    return _complete(split, settings, strata, 0.0)
+
+
+def _complete(split: Split, settings: TrainSettings, strata: Strata, val_share: float) -> Split:
+    """Take from train what is asked for and not given, and make the folds."""
+    train, val, test, origin = split.train, split.val, split.test, split.origin
+    folding = settings.folds or settings.leave_one_group_out
+    if folding and len(val):
+        if len(test) or settings.test:
+            train, val = np.union1d(train, val), val[:0]
+            origin += "; validation joins train"
+        else:
+            val, test = test, val
+            origin += "; validation is the test, scored once at the end"
     if not len(test) and settings.test:
-        train, test = _divide(table, train, groups, settings.test, settings.seed)
-        origin += f", but test {settings.test:g} of train, seed {settings.seed}"
-    if not len(val) and settings.val:
-        train, val = _divide(table, train, groups, settings.val, settings.seed + 1)
-        origin += f", but validation {settings.val:g} of train, seed {settings.seed}"
-    unassigned = len(rows) - sum(map(len, parts.values()))
-    if unassigned:
-        origin += f"; {unassigned} images without a split are left out"
+        train, test = divide(train, strata, settings.test, settings.seed)
+        origin += f"; test {settings.test:g} of train, seed {settings.seed}"
+    if folding:
+        return _folded(Split(train, val, test, origin), settings, strata)
+    if not len(val) and val_share:
+        train, val = divide(train, strata, val_share, settings.seed + 1)
+        origin += f"; validation {val_share:g} of train, seed {settings.seed}"
     return Split(train, val, test, origin)
 
 
-def _groups(table: ImageTable, group: str) -> np.ndarray | None:
+def _folded(split: Split, settings: TrainSettings, strata: Strata) -> Split:
+    if settings.leave_one_group_out:
+        folds = leave_one_group_out(split.train, strata)
+        how = f"{len(folds)} folds, each without one group"
+    else:
+        folds = make_folds(split.train, strata, settings.folds, settings.repeats, settings.seed)
+        times = f" {settings.repeats} times" if settings.repeats > 1 else ""
+        how = f"{settings.folds} folds{times}, {strata.how()}, seed {settings.seed}"
+    return Split(split.train, split.val, split.test, f"{split.origin}; {how}", folds)
+
+
+def row_groups(table: ImageTable, group: str) -> np.ndarray | None:
+    """The group of each row by the setting ``group``, None where there are none.
+
+    Returns
+    -------
+    object array of str, shape (n,), or None
+        A row without a group has a name of its own, which begins with `ALONE`.
+
+    Raises
+    ------
+    SplitError
+        If `group` is no regular expression with a group, or does not match every id.
+    """
     if group == "none":
         return None
     if group == "auto":
         if table.groups is None:
             return None
         # A row without a group stands alone; rows that lack one have nothing in common.
-        named = [name or f"\0{row}" for row, name in enumerate(table.groups)]
+        named = [name or f"{ALONE}{row}" for row, name in enumerate(table.groups)]
         return text_column(named)
     try:
         pattern = re.compile(group)
@@ -122,71 +168,3 @@ def _groups(table: ImageTable, group: str) -> np.ndarray | None:
             f"{missing[0]!r}."
         )
     return text_column(match[1] for match in found if match)
-
-
-def _divide(
-    table: ImageTable, rows: np.ndarray, groups: np.ndarray | None, share: float, seed: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Take about `share` of the rows away, each class and every whole group alike."""
-    assert table.labels is not None
-    if not share:
-        return rows, rows[:0]
-    labels = table.labels[rows]
-    classes, counts = np.unique(labels, return_counts=True)
-    if counts.min() < 2 or round(share * len(rows)) < len(classes):
-        rarest = table.classes[classes[counts.argmin()]]
-        raise SplitError(
-            f"{len(rows)} images in {len(classes)} classes cannot give {share:.0%} away with every "
-            f"class on both sides: {rarest!r} has {counts.min()}. Add images, change the share, "
-            "or leave it out with 0."
-        )
-    if groups is None:
-        kept, taken = _divide_classes(rows, labels, share, seed)
-    else:
-        kept, taken = _divide_groups(rows, labels, groups[rows], share, seed)
-    return np.sort(kept), np.sort(taken)
-
-
-def _divide_classes(
-    rows: np.ndarray, labels: np.ndarray, share: float, seed: int
-) -> tuple[np.ndarray, np.ndarray]:
-    # train_test_split(stratify=...) may leave a rare class out of one side.
-    random = np.random.default_rng(seed)
-    counts = np.bincount(labels)
-    exact = share * counts
-    numbers = np.floor(exact).astype(int)
-    # What rounding down leaves goes to the largest remainders, equal ones by lot.
-    short = round(share * len(rows)) - int(numbers.sum())
-    lot = random.permutation(len(counts))
-    numbers[lot[np.argsort(-(exact - numbers)[lot], kind="stable")][: max(0, short)]] += 1
-    numbers = np.clip(numbers, 1, counts - 1)
-    kept, taken = [], []
-    for label in np.unique(labels):
-        members = random.permutation(rows[labels == label])
-        taken.append(members[: numbers[label]])
-        kept.append(members[numbers[label] :])
-    return np.concatenate(kept), np.concatenate(taken)
-
-
-def _divide_groups(
-    rows: np.ndarray, labels: np.ndarray, groups: np.ndarray, share: float, seed: int
-) -> tuple[np.ndarray, np.ndarray]:
-    number = len(set(groups))
-    folds = min(20, number, int(np.unique(labels, return_counts=True)[1].min()))
-    if folds < 2:
-        raise SplitError(
-            f"{number} groups cannot be divided without tearing one apart; use --group none, or "
-            "give groups that are smaller."
-        )
-    _, codes = np.unique(groups.astype(str), return_inverse=True)
-    splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
-    parts = [fold for _, fold in splitter.split(rows, labels, codes)]
-    take = min(max(1, round(share * folds)), folds - 1)
-    chosen = np.concatenate(parts[:take])
-    rest = np.setdiff1d(np.arange(len(rows)), chosen)
-    if not len(chosen) or set(labels[rest]) != set(labels):
-        raise SplitError(
-            "The groups are too uneven to be divided with every class in both parts; use "
-            "--group none, or give a split."
-        )
-    return rows[rest], rows[chosen]

@@ -86,7 +86,7 @@ def test_the_file_is_plain_arrays_and_json(saved: Path) -> None:
     for key in ("spec", "head", "classes", "result"):
         json.loads(metadata[key])
     strings = {"format", "format_version", "layer", "spec", "head", "classes", "result"}
-    assert set(metadata) == strings
+    assert set(metadata) == strings | {"calibration"}
 
 
 def test_images_get_the_labels_that_their_cached_features_get(

@@ -115,6 +115,8 @@ def test_the_whole_pipeline_as_a_user_runs_it(tmp_path: Path) -> None:
         "result.json",
         "curves.json",
         "curves.png",
+        "reliability.png",
+        "split.csv",
     }
     predicted = shell(
         "predict", str(made / "classifier.safetensors"), SHAPES, cwd=tmp_path,

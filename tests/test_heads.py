@@ -19,6 +19,7 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 from featpipe.errors import HeadError, UnknownNameError
 from featpipe.heads import Head, knn, make_head
 from featpipe.registry import plugin_names
+from featpipe.tasks import Task
 
 NAMES = plugin_names("heads")
 BY_EPOCHS = ["linear", "mlp"]
@@ -340,3 +341,102 @@ def wide_blobs(features: int) -> Data:
     X = random.normal(size=(90, features))
     X[:, :6] += 2 * np.eye(3, 6)[labels]
     return X.astype(np.float32), labels
+
+
+# ---- many fits at once ------------------------------------------------------------------------
+
+GRIDS: dict[str, list[dict[str, Any]]] = {
+    "linear": [{"lr": 0.05, "label_smoothing": 0.1}, {"lr": 0.01, "class_weight": "balanced"}],
+    "mlp": [{"lr": 0.05, "batch_norm": True}, {"lr": 0.01, "mixup": 0.3, "clip": 1.0}],
+    "logistic": [{"C": 0.1}, {"C": 10.0}, {"C": 1.0, "class_weight": "balanced"}],
+    "ridge": [{"alpha": 1.0}, {"alpha": 100.0}, {}],
+    "knn": [{"k": 3}, {"k": 15}, {"k": 3, "temperature": 1.0}],
+}
+
+
+def folds_of(rows: int) -> list[Task]:
+    """Three unequal folds, the last of which scores other rows than it selects on."""
+    order = np.random.default_rng(0).permutation(rows)
+    parts = np.split(order, [rows // 4, rows // 2])
+    tasks = [
+        Task(np.sort(np.setdiff1d(order, part)), np.sort(part), np.sort(part)) for part in parts[:2]
+    ]
+    return [*tasks, Task(np.sort(parts[2]), np.sort(parts[1]), np.sort(parts[0]))]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_many_fits_at_once_are_as_good_as_one_by_one(name: str) -> None:
+    X, y = blobs(0, spread=2)
+    tasks = folds_of(len(X))
+    heads = [quick_head(name, **options) for options in GRIDS.get(name, [{}])]
+    seen = set()
+    for outcome in type(heads[0]).cross_fit(heads, X, y, 3, tasks):
+        task = tasks[outcome.task]
+        alone = clone(heads[outcome.head])
+        if "standardize" in alone.get_params():
+            alone.set_params(standardize=False)
+        select = X[task.select], y[task.select]
+        alone.fit(X[task.train], y[task.train], validation=select)
+        assert outcome.proba == pytest.approx(alone.predict_proba(X[task.scored]), abs=2e-4)
+        assert outcome.epochs == (len(alone.curves_) and outcome.epochs)
+        assert not outcome.note
+        seen.add((outcome.head, outcome.task))
+    assert seen == {(i, j) for i in range(len(heads)) for j in range(len(tasks))}
+    assert not hasattr(heads[0], "classes_")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_class_that_a_task_lacks_gets_no_probability(name: str) -> None:
+    X, y = blobs(0)
+    task = Task(np.flatnonzero(y < 2), np.arange(0), np.arange(len(X)))
+    (outcome,) = type(quick_head(name)).cross_fit([quick_head(name)], X, y, 3, [task])
+    assert outcome.proba is not None
+    assert outcome.proba.sum(axis=1) == pytest.approx(1)
+    assert outcome.proba[:, 2].max() == 0
+
+
+@pytest.mark.parametrize("name", ["linear", "mlp", "logistic"])
+def test_labels_are_learnt_each_by_itself(name: str) -> None:
+    X, y = blobs(0, rows=300)
+    targets = np.stack([y == 0, y != 1, X[:, 5] > 0], axis=1).astype(int)
+    head = quick_head(name, epochs=60).fit(X, targets)
+    assert head.multilabel_
+    proba = head.predict_proba(X)
+    assert proba.shape == (300, 3)
+    assert ((head.predict(X) == targets).mean(axis=0) > 0.85).all()
+    assert np.array_equal(head.predict(X), proba > 0.5)
+    again = quick_head(name).restore(head.state(), head.classes_, 6, multilabel=True)
+    assert np.array_equal(again.predict_proba(X), proba)
+    tasks = folds_of(300)
+    for outcome in type(head).cross_fit([quick_head(name)], X, targets, 3, tasks):
+        task = tasks[outcome.task]
+        alone = quick_head(name, standardize=False)
+        select = X[task.select], targets[task.select]
+        alone.fit(X[task.train], targets[task.train], validation=select)
+        assert outcome.proba == pytest.approx(alone.predict_proba(X[task.scored]), abs=2e-4)
+
+
+def test_several_labels_of_logistic_are_as_many_regressions() -> None:
+    X, y = blobs(0, rows=200, spread=3)
+    targets = np.stack([y == 0, y != 1, X[:, 5] > 0.5], axis=1).astype(int)
+    options = {"C": 0.3, "class_weight": "balanced", "tol": 1e-12}
+    head = quick_head("logistic", **options).fit(X, targets)
+    for label in range(3):
+        alone = quick_head("logistic", **options).fit(X, targets[:, label])
+        assert head.predict_proba(X)[:, label] == pytest.approx(
+            alone.predict_proba(X)[:, 1], abs=1e-5
+        )
+
+
+@pytest.mark.parametrize("name", BY_EPOCHS)
+def test_the_last_fit_takes_as_many_epochs_as_the_trials_did(name: str) -> None:
+    head = quick_head(name)
+    assert head.refit([3, 9, 5]).epochs == 5
+    assert head.refit([]).epochs == QUICK["epochs"]
+    assert clone(head).set_params(schedule="cosine").refit([3, 9, 5]).epochs == QUICK["epochs"]
+
+
+def test_a_head_for_one_class_refuses_columns_of_labels() -> None:
+    X, y = blobs(0)
+    with pytest.raises(ValueError, match="1d"):
+        quick_head("lda").fit(X, np.stack([y == 0, y == 1], axis=1).astype(int))

@@ -13,9 +13,24 @@ from torch import Tensor
 
 from featpipe.errors import HeadError
 from featpipe.heads import make_head
-from featpipe.logistic import Rows, Solution, _Problems, fit_path
+from featpipe.logistic import Rows, Solution, Solver, _Problems
+from featpipe.whitening import COLUMNS, Covariance, RowSpace, extrapolated
 
 Problem = tuple[np.ndarray, np.ndarray, np.ndarray]
+
+
+def fit_path(
+    rows: Rows,
+    codes: torch.Tensor,
+    classes: int,
+    Cs: list[float],
+    weights: torch.Tensor | None = None,
+    fit_intercept: bool = True,
+    tol: float = 1e-8,
+    max_iter: int = 500,
+) -> list[Solution]:
+    """One path over rows that are used once."""
+    return Solver(rows, fit_intercept).fit(codes, classes, Cs, weights, tol, max_iter)
 
 
 def problem(seed: int, n: int, d: int, classes: int, even: bool = False) -> Problem:
@@ -110,7 +125,8 @@ def test_the_gradient_is_that_of_the_objective(classes: int, fit_intercept: bool
     X, codes, weights = problem(0, 50, 6, classes)
     rows, labels = Rows.of(torch.tensor(X)), torch.tensor(codes)
     given = torch.stack([torch.tensor(weights), torch.ones(50, dtype=torch.float64)])
-    problems = _Problems(rows, labels, classes, given, fit_intercept)
+    covariance = Covariance.of(rows, torch.full((50,), 1 / 50), fit_intercept)
+    problems = _Problems(rows, labels[None], given, classes, covariance, fit_intercept)
     W = torch.randn(2, problems.outputs, 7, dtype=torch.float64, generator=torch.manual_seed(0))
     if not fit_intercept:
         W[:, :, -1] = 0
@@ -127,9 +143,10 @@ def test_the_gradient_is_that_of_the_objective(classes: int, fit_intercept: bool
         )
 
 
-def test_a_path_is_what_each_penalty_gives_alone() -> None:
-    X, codes, _ = problem(1, 200, 12, 3)
-    Cs = [1.0, 1e-3, 0.1, 1e-3]
+@pytest.mark.parametrize("d", [12, 300])
+def test_a_path_is_what_each_penalty_gives_alone(d: int) -> None:
+    X, codes, _ = problem(1, 200, d, 3)
+    Cs = [1.0, 1e-3, 0.1, 1e-3, 1e-5, 0.2]
     path = fit_path(Rows.of(torch.tensor(X)), torch.tensor(codes), 3, Cs, tol=1e-13)
     assert [one.C for one in path] == Cs
     for one in path:
@@ -150,8 +167,9 @@ def test_folds_are_what_each_gives_alone(d: int) -> None:
         assert float(found.objective[one]) == pytest.approx(float(alone.objective), rel=1e-9)
 
 
-def test_rows_may_come_in_blocks() -> None:
-    X, codes, _ = problem(3, 300, 12, 3)
+@pytest.mark.parametrize("d", [12, 400])
+def test_rows_may_come_in_blocks(d: int) -> None:
+    X, codes, _ = problem(3, 300, d, 3)
     seen = []
 
     def blocks(size: int) -> Iterator[Tensor]:
@@ -159,12 +177,105 @@ def test_rows_may_come_in_blocks() -> None:
             seen.append(start)
             yield torch.tensor(X[start : start + 64])
 
-    rows = Rows((300, 12), blocks, "cpu")
+    rows = Rows((300, d), blocks, "cpu")
     (found,) = fit_path(rows, torch.tensor(codes), 3, [0.1], tol=1e-12)
     torch.testing.assert_close(
         found.coef, solve(X, codes, 0.1, tol=1e-12).coef, atol=1e-6, rtol=1e-5
     )
     assert set(seen) == set(range(0, 300, 64))
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+@pytest.mark.parametrize("d", [8, 150])
+def test_problems_may_have_codes_of_their_own(d: int, classes: int) -> None:
+    X, first, weights = problem(10, 120, d, classes)
+    random = np.random.default_rng(10)
+    codes = np.stack([first, random.permutation(first), (first + 1) % classes])
+    given = np.stack([weights, np.ones(120), random.permutation(weights)])
+    rows = Rows.of(torch.tensor(X))
+    found = fit_path(
+        rows, torch.tensor(codes), classes, [0.01, 0.1], torch.tensor(given), tol=1e-13
+    )
+    for place, C in enumerate([0.01, 0.1]):
+        assert found[place].converged.all()
+        for one in range(3):
+            alone = solve(X, codes[one], C, given[one])
+            torch.testing.assert_close(found[place].coef[one], alone.coef[0], atol=1e-5, rtol=1e-4)
+            model = LogisticRegression(C=C, tol=1e-10, max_iter=100_000)
+            model.fit(X, codes[one], sample_weight=given[one])
+            np.testing.assert_allclose(
+                found[place].coef[one], model.coef_, atol=1e-4 * np.abs(model.coef_).max()
+            )
+    (plain,) = fit_path(rows, torch.tensor(codes), classes, [0.1], tol=1e-13)
+    torch.testing.assert_close(plain.coef[1], found[1].coef[1], atol=1e-5, rtol=1e-4)
+
+
+def test_a_label_that_no_row_of_a_fold_has_is_never_given_there() -> None:
+    X, first, _ = problem(11, 90, 6, 2)
+    codes = torch.tensor(np.stack([first, np.arange(90) < 5, first])).long()
+    weights = torch.ones(3, 90)
+    weights[1, :10] = 0
+    (found,) = fit_path(Rows.of(torch.tensor(X)), codes, 2, [1.0], weights, tol=1e-12)
+    assert found.converged.all()
+    logits = torch.tensor(X) @ found.coef[1, 0] + found.intercept[1, 0]
+    assert float(logits.max()) < -100
+    torch.testing.assert_close(found.coef[0], found.coef[2])
+
+
+def test_codes_and_weights_of_different_problems_are_refused() -> None:
+    rows, codes = Rows.of(torch.randn(6, 3)), torch.tensor([[0, 1, 0, 1, 0, 1]] * 3)
+    with pytest.raises(HeadError, match=r"\(3, 6\) and weights of \(2, 6\)"):
+        fit_path(rows, codes, 2, [1.0], torch.ones(2, 6))
+    with pytest.raises(HeadError, match=r"\(1, 6\) and weights of \(1, 5\)"):
+        fit_path(rows, codes[0], 2, [1.0], torch.ones(1, 5))
+
+
+@pytest.mark.parametrize("single", [False, True])
+@pytest.mark.parametrize("d", [12, 200])
+def test_a_refit_after_a_sweep_is_what_it_is_alone(d: int, single: bool) -> None:
+    X, codes, weights = problem(12, 100, d, 3)
+    X = X.astype(np.float32) if single else X
+    solver, labels = Solver(Rows.of(torch.tensor(X))), torch.tensor(codes)
+    folds = torch.stack([(torch.arange(100) % 5 != one).double() for one in range(5)])
+    solver.fit(labels, 3, [1e-3, 1e-2, 0.1, 1.0], folds)
+    for one in (None, weights, np.ones(100)):
+        own = None if one is None else torch.tensor(one)[None]
+        (found,) = solver.fit(labels, 3, [0.05], own, tol=1e-13)
+        alone = solve(X.astype(np.float64), codes, 0.05, one)
+        torch.testing.assert_close(found.coef, alone.coef, atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(found.objective, alone.objective, rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("centred", [True, False])
+@pytest.mark.parametrize("single", [True, False])
+def test_the_row_space_holds_all_that_rows_are(single: bool, centred: bool) -> None:
+    dtype = torch.float32 if single else torch.float64
+    X = torch.randn(30, COLUMNS + 50, generator=torch.manual_seed(0), dtype=dtype) + 2
+    space = RowSpace(Rows.of(X), centred)
+    plain = X.double() - (X.double().mean(0) if centred else 0)
+    (fine,) = (space.rows.finer() or space.rows).blocks(30)
+    torch.testing.assert_close(fine @ fine.T, plain @ plain.T)
+    (block,) = space.rows.blocks(30)
+    assert block.dtype == dtype
+    torch.testing.assert_close(block.double(), fine, rtol=1e-5, atol=1e-4)
+    inside = torch.randn(2, 3, fine.shape[1], generator=torch.manual_seed(1)).double()
+    coef, middle = space.back(inside)
+    torch.testing.assert_close(coef @ plain.T, inside @ fine.T)
+    torch.testing.assert_close(coef.norm(dim=2), inside.norm(dim=2))  # and so is the penalty
+    torch.testing.assert_close(coef @ X.double().T - middle[:, :, None] * centred, inside @ fine.T)
+    own = fine.T @ fine / 30
+    torch.testing.assert_close(own, torch.diag(space.covariance.values), rtol=1e-9, atol=1e-9)
+
+
+@given(st.lists(st.sampled_from([1e-5, 1e-3, 0.1, 1.0, 50.0]), min_size=2, max_size=3, unique=True))
+def test_a_path_that_is_a_polynomial_is_foreseen(Cs: list[float]) -> None:
+    factors = torch.randn(2, 1, 4, len(Cs), dtype=torch.float64, generator=torch.manual_seed(0))
+
+    def solution(C: float) -> Tensor:
+        return factors @ torch.tensor(np.log(C) ** np.arange(len(Cs)))
+
+    foreseen = extrapolated([(C, solution(C)) for C in Cs], 200.0)
+    torch.testing.assert_close(foreseen, solution(200.0))
 
 
 def test_a_class_that_one_problem_lacks_gets_no_probability_there() -> None:
@@ -193,6 +304,10 @@ def test_rows_that_are_all_alike_give_the_classes_shares() -> None:
     (found,) = fit_path(Rows.of(torch.full((4, 10), 0.3)), torch.tensor([0, 1, 0, 1]), 2, [0.01])
     assert found.converged
     assert found.coef.abs().max() < 1e-6
+    weights = torch.tensor([[1.0, 2, 1, 4]])
+    codes, rows = torch.tensor([0, 1, 0, 1]), Rows.of(torch.full((4, 10), 0.3))
+    (found,) = fit_path(rows, codes, 2, [0.01], weights)
+    assert float(found.intercept + 0.3 * found.coef.sum()) == pytest.approx(np.log(3), abs=1e-4)
 
 
 def test_weights_of_nothing_are_refused() -> None:

@@ -1,5 +1,6 @@
 """``featpipe train-head``."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -20,20 +21,52 @@ def _widths(ctx: click.Context, parameter: click.Parameter, value: str | None) -
 
 @click.command("train-head")
 @click.argument("features", type=click.Path(dir_okay=False))
+@click.argument("more", nargs=-1, metavar="")
 @click.option(
     "--head",
     default="linear",
     show_default=True,
-    help="linear, mlp, logistic, ridge, lda, knn, ...",
+    help="linear, mlp, logistic, ridge, lda, knn, centroid, sklearn:MODULE.CLASS, ...",
 )
 @click.option("-o", "--out", help="Folder for what is made [default: FEATURES-HEAD, here].")
+@click.option(
+    "--sweep",
+    multiple=True,
+    metavar="NAME=VALUES ...",
+    help="Choose among values of options, on validation rows: C=1e-4:1e2:20, or "
+    "lr=1e-3,1e-2 weight_decay=0,1e-4.",
+)
+@click.option(
+    "--layers", metavar="all|LAYER,...", help="Choose among layers, too, on validation rows."
+)
+@click.option(
+    "--budget",
+    metavar="1,2,5,all",
+    help="Accuracy by labelled images a class, each drawn --repeats times.",
+)
+@click.option(
+    "--against",
+    multiple=True,
+    metavar="HEAD",
+    help="Another head on the same rows, for a paired test; repeatable.",
+)
 @settings_options(TrainSettings, "settings")
 @click.option("--hidden", callback=_widths, help="Widths of the hidden layers: 460, or 512,256.")
 @click.option("--dropout", type=float)
+@click.option("--batch-norm/--no-batch-norm", default=None, help="Before each hidden ReLU.")
 @click.option("--lr", type=float, help="Learning rate.")
 @click.option("--optimizer", type=click.Choice(["adam", "adamw", "sgd"]))
+@click.option(
+    "--schedule",
+    type=click.Choice(["constant", "cosine", "one-cycle"]),
+    help="Of the learning rate.",
+)
 @click.option("--momentum", type=float, help="Of SGD.")
 @click.option("--weight-decay", type=float)
+@click.option("--label-smoothing", type=float, help="Share of the target that classes share.")
+@click.option("--mixup", type=float, help="Rows are mixed in pairs, by Beta(MIXUP, MIXUP).")
+@click.option("--clip", type=float, help="Largest norm of the gradient.")
+@click.option("--class-weight", type=click.Choice(["balanced"]), help="Of rows, by class.")
 @click.option("--epochs", type=int)
 @click.option("--batch-size", type=int)
 @click.option("--patience", type=int, help="Epochs without a lower validation loss; 0: never stop.")
@@ -42,10 +75,18 @@ def _widths(ctx: click.Context, parameter: click.Parameter, value: str | None) -
     "--set", "extra", multiple=True, metavar="NAME=VALUE", help="Any other option of the head."
 )
 @json_option
+@click.pass_obj
 def command(
+    quiet: bool,
+    /,
     features: str,
+    more: tuple[str, ...],
     head: str,
     out: str | None,
+    sweep: tuple[str, ...],
+    layers: str | None,
+    budget: str | None,
+    against: tuple[str, ...],
     settings: TrainSettings,
     extra: tuple[str, ...],
     as_json: bool,
@@ -54,101 +95,105 @@ def command(
     """Train a head on FEATURES and save a classifier.
 
     Options that are not given are the head's own defaults. Leaves classifier.safetensors,
-    result.json and, where there are epochs, curves.json and curves.png.
+    result.json, split.csv, curves.json and curves.png where there are epochs, reliability.png
+    where there are validation rows, sweep.png of a sweep and budget.png of a label budget.
     """
-    from featpipe.cli._output import print_json
-    from featpipe.durable import save_json
-    from featpipe.report.plots import plot_curves
+    from featpipe.cache import FeatureCache
+    from featpipe.cli._output import print_json, progress
+    from featpipe.cli._training import assigned, budgets_of, grid_of, value_of
+    from featpipe.split import save_split
     from featpipe.train import train_head
 
+    if more and not sweep:
+        raise click.BadParameter(f"{more[0]!r} stands behind no --sweep.")
+    grid = grid_of([*sweep, *more])
+    budgets = budgets_of(budget) if budget else []
     chosen = {name: value for name, value in options.items() if value is not None}
-    chosen |= dict(_parse(item) for item in extra)
-    classifier, result = train_head(features, head, settings, **chosen)
-    folder = Path(out) if out else Path(f"{Path(features).stem}-{head}")
+    for name, text in map(assigned, extra):
+        chosen[name] = value_of(text)
+    folder = Path(out) if out else Path(f"{Path(features).stem}-{_slug(head)}")
+    with FeatureCache.open(features) as cache, progress(quiet) as reporter:
+        table = cache.table
+        classifier, result = train_head(
+            cache,
+            head,
+            settings,
+            grid,
+            [layer.strip() for layer in layers.split(",")] if layers else (),
+            reporter("sweep"),
+            budgets,
+            against,
+            **chosen,
+        )
     folder.mkdir(parents=True, exist_ok=True)
     classifier.save(folder / "classifier.safetensors")
     result.save(folder / "result.json")
-    if result.curves:
-        save_json(folder / "curves.json", result.curves)
-        random = " (random weights)" if classifier.spec.random_weights else ""
-        plot_curves(result.curves, folder / "curves.png", f"{Path(features).stem}: {head}{random}")
+    assert result.split is not None
+    save_split(result.split, table, folder / "split.csv")
     document = {"out": str(folder), **result.to_dict()}
+    random = " (random weights)" if classifier.spec.random_weights else ""
+    _draw(document, folder, f"{Path(features).stem}: {head}{random}")
     if as_json:
         print_json(document)
     else:
-        _print_result(document, classifier.classes)
+        _print(document, classifier.classes)
 
 
-def _parse(item: str) -> tuple[str, Any]:
-    """``C=0.1`` as name and value; a value that is no JSON is text."""
-    import json
-
-    name, equals, value = item.partition("=")
-    if not equals:
-        raise click.BadParameter(f"--set takes NAME=VALUE, not {item!r}.")
-    try:
-        return name, json.loads(value)
-    except ValueError:
-        return name, value
+def _slug(name: str) -> str:
+    return re.sub(r"[^\w.-]+", "-", name)
 
 
-def _print_result(document: dict[str, Any], classes: tuple[str, ...]) -> None:
-    from featpipe.cli._output import percent, print_table, say, seconds
+def _draw(document: dict[str, Any], folder: Path, title: str) -> None:
+    """Whatever there is to see, as pictures."""
+    from featpipe.durable import save_json
+    from featpipe.report.plots import plot_budget, plot_curves, plot_path, plot_reliability
 
-    curves = document["curves"]
-    if curves:
-        names = [name for name in curves[0] if name != "epoch"]
-        step = max(1, len(curves) // 10)
-        shown = [row for i, row in enumerate(curves) if i % step == 0 or i == len(curves) - 1]
-        print_table(
-            ["epoch", *(name.replace("_", " ") for name in names)],
-            [[str(row["epoch"]), *(f"{row[name]:.4f}" for name in names)] for row in shown],
-        )
-        if "val_loss" in curves[0]:
-            kept = min(curves, key=lambda row: row["val_loss"])
-            say(f"Kept: epoch {kept['epoch']}, of the lowest validation loss.")
-        say()
-    rows = []
-    for part, scores in document["scores"].items():
-        low, high = scores["accuracy_interval_95"]
-        rows.append(
-            [
-                part,
-                str(scores["n"]),
-                percent(scores["accuracy"]),
-                f"{percent(low)} to {percent(high)}",
-                percent(scores["balanced_accuracy"]),
-                percent(scores["macro_f1"]),
-            ]
-        )
-    print_table(["rows", "images", "accuracy %", "95 % interval", "balanced %", "macro-F1 %"], rows)
-    part = list(document["scores"])[-1]
-    scores = document["scores"][part]
-    say()
-    say(f"By class ({part}):")
-    print_table(
-        ["class", "images", "precision %", "recall %", "F1 %"],
-        [
-            [
-                c["class"],
-                str(c["images"]),
-                percent(c["precision"]),
-                percent(c["recall"]),
-                percent(c["f1"]),
-            ]
-            for c in scores["per_class"]
-        ],
+    if document["curves"]:
+        save_json(folder / "curves.json", document["curves"])
+        plot_curves(document["curves"], folder / "curves.png", title)
+    calibration = document["calibration"]
+    if calibration:
+        shown = f"{title}, {calibration['shown']}"
+        after = calibration["after"]
+        plot_reliability(calibration["before"], after, folder / "reliability.png", shown)
+    sweep = document["sweep"]
+    if sweep and len(sweep["candidates"]) > 1:
+        metric = sweep["metric"]
+        points = []
+        for one in sweep["candidates"]:
+            low, high = one["intervals_95"].get(metric) or (None, None)
+            point = {"layer": one["layer"], "options": one["options"], "mean": one.get(metric)}
+            points.append({**point, "low": low, "high": high})
+        plot_path(points, folder / "sweep.png", title)
+    if document["budget"]:
+        series = {document["conditions"]["head"]: document["budget"]["points"]}
+        plot_budget(series, folder / "budget.png", title)
+
+
+def _print(document: dict[str, Any], classes: tuple[str, ...]) -> None:
+    from featpipe.cli._output import say, seconds
+    from featpipe.cli._training import (
+        print_budget,
+        print_calibration,
+        print_classes,
+        print_curves,
+        print_paired,
+        print_scores,
+        print_sweep,
     )
-    if len(classes) <= 20:
-        say()
-        say(f"Confusion ({part}; rows are true classes):")
-        print_table(
-            ["", *classes],
-            [
-                [name, *map(str, counts)]
-                for name, counts in zip(classes, scores["confusion"], strict=True)
-            ],
-        )
+
+    if document["sweep"]:
+        print_sweep(document["sweep"])
+    elif document["curves"]:
+        print_curves(document["curves"])
+    scores = document["scores"]
+    print_scores(scores)
+    part = list(scores)[-1]
+    print_classes(part, scores[part], classes)
+    print_calibration(document["calibration"])
+    print_paired(document["paired"], part)
+    if document["budget"]:
+        print_budget(document["budget"])
     conditions = document["conditions"]
     say()
     say(

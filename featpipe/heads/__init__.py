@@ -5,17 +5,27 @@ parameters are its options.
 """
 
 import inspect
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Self
 
 import numpy as np
-from sklearn.base import BaseEstimator, ClassifierMixin
+from scipy.special import expit, softmax
+from sklearn.base import BaseEstimator, ClassifierMixin, clone
 from sklearn.utils._param_validation import InvalidParameterError
-from sklearn.utils.multiclass import check_classification_targets
-from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
+from sklearn.utils.multiclass import check_classification_targets, type_of_target
+from sklearn.utils.validation import (
+    _check_sample_weight,
+    check_is_fitted,
+    column_or_1d,
+    validate_data,
+)
 
 from featpipe.descent import Epochs
-from featpipe.errors import HeadError
+from featpipe.errors import HeadError, UnknownNameError
 from featpipe.registry import load_plugin, no_such
+from featpipe.settings import TrainSettings
+from featpipe.tasks import Outcome, Task
 
 Validation = tuple[np.ndarray, np.ndarray]
 
@@ -26,18 +36,31 @@ class Head(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     A subclass stores its parameters in ``__init__``, and implements ``_fit``,
     ``_decision`` and ``arrays``, and may list what its parameters can be in scikit-learn's
     ``_parameter_constraints``. If it has a parameter ``standardize``, features are
-    standardised by the training rows' mean and deviation before it sees them.
+    standardised by the training rows' mean and deviation before it sees them. If its
+    ``multilabel`` is true it also takes one column of 0 and 1 for each label; its logits are
+    then those of each label by itself.
 
     Attributes
     ----------
     classes_ : array, shape (classes,)
+        For multi-label targets, the columns' numbers.
     n_features_in_ : int
+    multilabel_ : bool
+        Whether it was fitted on multi-label targets.
     curves_ : list of dict
         One an epoch, where there are epochs; else empty.
     """
 
+    multilabel = False
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.classifier_tags.multi_label = self.multilabel
+        tags.target_tags.multi_output = self.multilabel
+        return tags
+
     def fit(self, X: Any, y: Any, validation: Validation | None = None) -> Self:
-        """Fit on features `X`, shape (n, d), and labels `y`, shape (n,).
+        """Fit on features `X`, shape (n, d), and labels `y`, shape (n,) or (n, labels).
 
         Parameters
         ----------
@@ -54,17 +77,17 @@ class Head(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             self._validate_params()
         except InvalidParameterError as error:
             raise HeadError(str(error)) from error
-        X, y = validate_data(self, X, y, dtype=[np.float64, np.float32])
+        X, y = validate_data(
+            self, X, y, dtype=[np.float64, np.float32], multi_output=self.multilabel
+        )
+        if y.ndim == 2 and y.shape[1] == 1:
+            y = column_or_1d(y, warn=True)
         check_classification_targets(y)
-        self.classes_, codes = np.unique(y, return_inverse=True)
-        if len(self.classes_) < 2:
-            raise HeadError(f"There is only one class among the labels: {self.classes_[0]!r}.")
+        codes = self._targets(y)
         held_out = None
         if validation is not None and len(validation[0]):
             X_val = validate_data(self, validation[0], reset=False, dtype=[np.float64, np.float32])
-            known = np.isin(validation[1], self.classes_)
-            if known.any():
-                held_out = X_val[known], np.searchsorted(self.classes_, validation[1][known])
+            held_out = self._known(X_val, np.asarray(validation[1]))
         weights = None
         if sample_weight is not None:
             weights = _check_sample_weight(
@@ -73,9 +96,7 @@ class Head(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self._mean: np.ndarray | None = None
         self._scale: np.ndarray | None = None
         if getattr(self, "standardize", False):
-            mean, deviation = _moments(X, weights)
-            self._mean, scale = mean.astype(X.dtype), deviation.astype(X.dtype)
-            self._scale = np.where(scale > 1e-6 * np.abs(self._mean) + 1e-12, scale, 1)
+            self._mean, self._scale = moments(X, weights)
             X = self._standardized(X)
             if held_out is not None:
                 held_out = self._standardized(held_out[0]), held_out[1]
@@ -83,21 +104,98 @@ class Head(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self._learn(X, codes, held_out, weights)
         return self
 
+    def _targets(self, y: np.ndarray) -> np.ndarray:
+        """Labels as numbers of classes, or float32 columns; sets `classes_`."""
+        self.multilabel_ = y.ndim == 2
+        if self.multilabel_:
+            if type_of_target(y) != "multilabel-indicator":
+                raise HeadError("Columns of labels must hold 0 and 1, and be at least two.")
+            self.classes_ = np.arange(y.shape[1])
+            indicators: np.ndarray = y.astype(np.float32)
+            return indicators
+        codes: np.ndarray
+        self.classes_, codes = np.unique(y, return_inverse=True)
+        if len(self.classes_) < 2:
+            raise HeadError(f"There is only one class among the labels: {self.classes_[0]!r}.")
+        return codes
+
+    def _known(self, X: np.ndarray, y: np.ndarray) -> Validation | None:
+        """Validation rows whose classes occur in training, with the classes' numbers."""
+        if self.multilabel_:
+            return X, y.astype(np.float32)
+        known = np.isin(y, self.classes_)
+        if not known.any():
+            return None
+        return X[known], np.searchsorted(self.classes_, y[known])
+
     def predict_proba(self, X: Any) -> np.ndarray:
-        """Probabilities, shape (n, classes); rows sum to 1."""
+        """Probabilities, shape (n, classes); rows sum to 1 unless it is multi-label."""
         check_is_fitted(self, "classes_")
         X = validate_data(self, X, reset=False, dtype=[np.float64, np.float32])
-        logits = self._decision(self._standardized(X)).astype(np.float64)
-        logits -= logits.max(axis=1, keepdims=True)
-        exponential = np.exp(logits)
-        proba: np.ndarray = exponential / exponential.sum(axis=1, keepdims=True)
-        return proba
+        return probabilities(self._decision(self._standardized(X)), self.multilabel_)
 
     def predict(self, X: Any) -> np.ndarray:
-        """The most probable class of each row, shape (n,)."""
+        """The most probable class of each row, shape (n,); of labels, 0 and 1 for each."""
         proba = self.predict_proba(X)
-        predicted: np.ndarray = self.classes_[proba.argmax(axis=1)]
+        predicted: np.ndarray
+        if self.multilabel_:
+            predicted = (proba > 0.5).astype(np.int64)
+        else:
+            predicted = self.classes_[proba.argmax(axis=1)]
         return predicted
+
+    @classmethod
+    def cross_fit(
+        cls,
+        heads: Sequence[Self],
+        X: np.ndarray,
+        targets: np.ndarray,
+        n_classes: int,
+        tasks: Sequence[Task],
+    ) -> Iterator[Outcome]:
+        """Fit each head on each task and predict the task's scored rows, in any order.
+
+        A head that can do several at once for less than their sum does so; none of `heads`
+        is changed.
+
+        Parameters
+        ----------
+        heads : sequence of Head
+            Of this class. Their ``standardize`` is not looked at.
+        X : float array, shape (n, d)
+            Standardised already, where that is wanted.
+        targets : int array, shape (n,), or float32 array, shape (n, classes)
+            Numbers of classes; 0 and 1 for multi-label.
+        n_classes : int
+        tasks : sequence of Task
+
+        Yields
+        ------
+        Outcome
+        """
+        for number, head in enumerate(heads):
+            for place, task in enumerate(tasks):
+                begun = time.perf_counter()
+                fitted = clone(head)
+                if "standardize" in fitted.get_params():
+                    fitted.set_params(standardize=False)
+                select = (X[task.select], targets[task.select])
+                fitted.fit(X[task.train], targets[task.train], validation=select)
+                proba = np.zeros((len(task.scored), n_classes))
+                if len(task.scored):
+                    proba[:, fitted.classes_] = fitted.predict_proba(X[task.scored])
+                yield Outcome(number, place, proba, time.perf_counter() - begun)
+
+    def refit(self, epochs: Sequence[int]) -> Self:
+        """An unfitted copy for all rows at once, when parts of them have been tried.
+
+        Parameters
+        ----------
+        epochs : sequence of int
+            How many each trial's fit had seen; empty for heads without epochs.
+        """
+        copy: Self = clone(self)
+        return copy
 
     def _standardized(self, X: np.ndarray) -> np.ndarray:
         if self._mean is None:
@@ -137,9 +235,15 @@ class Head(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             state |= {"mean": self._mean, "scale": self._scale}
         return {name: np.ascontiguousarray(array) for name, array in state.items()}
 
-    def restore(self, state: dict[str, np.ndarray], classes: np.ndarray, n_features: int) -> Self:
+    def restore(
+        self,
+        state: dict[str, np.ndarray],
+        classes: np.ndarray,
+        n_features: int,
+        multilabel: bool = False,
+    ) -> Self:
         """Become the fitted head that `state` was taken from."""
-        state = dict(state)
+        state, self.multilabel_ = dict(state), multilabel
         self._mean, self._scale = state.pop("mean", None), state.pop("scale", None)
         self.classes_, self.n_features_in_, self.curves_ = classes, n_features, []
         self.set_arrays(state)
@@ -174,10 +278,7 @@ class LinearHead(Head):
         raise TypeError(f"{type(self).__name__} does not implement _solve.")
 
     def _decision(self, X: np.ndarray) -> np.ndarray:
-        logits: np.ndarray = X @ self._coef.T + self._intercept
-        if logits.shape[1] == 1:  # two classes share one vector
-            logits = np.concatenate([np.zeros_like(logits), logits], axis=1)
-        return logits
+        return both_columns(X @ self._coef.T + self._intercept)
 
     def arrays(self) -> dict[str, np.ndarray]:
         """Coefficients, shape (classes or 1, d), and intercepts."""
@@ -207,16 +308,59 @@ class WeightedHead(LinearHead):
         return self._fit_weighted(X, y, validation, sample_weight)
 
 
-def _moments(X: np.ndarray, weights: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and standard deviation of each feature, float64."""
+def both_columns(logits: np.ndarray) -> np.ndarray:
+    """Logits of every class; two classes may share one vector, shape (n, 1)."""
+    if logits.shape[1] > 1:
+        return logits
+    return np.concatenate([np.zeros_like(logits), logits], axis=1)
+
+
+def probabilities(
+    logits: np.ndarray, multilabel: bool = False, trained_on: np.ndarray | None = None
+) -> np.ndarray:
+    """Softmax of each row, shape (n, classes), float64; for labels the sigmoid of each.
+
+    A class that is not among those of `trained_on`, an int array, gets no probability.
+    """
+    logits = logits.astype(np.float64)
+    if trained_on is not None and not multilabel:
+        logits[:, np.bincount(trained_on, minlength=logits.shape[1]) == 0] = -np.inf
+    if multilabel:
+        return expit(logits)  # type: ignore[no-any-return]
+    return softmax(logits, axis=1)  # type: ignore[no-any-return]
+
+
+def moments(X: np.ndarray, weights: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and deviation of each feature, by which it is standardised.
+
+    Parameters
+    ----------
+    X : float array, shape (n, d)
+    weights : float array, shape (n,), or None
+
+    Returns
+    -------
+    mean, scale : arrays, shape (d,), of the type of `X`
+        A feature that hardly varies has a scale of 1.
+    """
     if weights is None:
-        return X.mean(axis=0, dtype=np.float64), X.std(axis=0, dtype=np.float64)
-    mean = np.average(X, axis=0, weights=weights)
-    return mean, np.sqrt(np.average((X - mean) ** 2, axis=0, weights=weights))
+        mean, deviation = X.mean(axis=0, dtype=np.float64), X.std(axis=0, dtype=np.float64)
+    else:
+        mean = np.average(X, axis=0, weights=weights)
+        deviation = np.sqrt(np.average((X - mean) ** 2, axis=0, weights=weights))
+    mean, scale = mean.astype(X.dtype), deviation.astype(X.dtype)
+    return mean, np.where(scale > 1e-6 * np.abs(mean) + 1e-12, scale, 1).astype(X.dtype)
 
 
 def make_head(name: str, options: dict[str, Any] | None = None) -> Head:
     """Build an unfitted head by name.
+
+    Parameters
+    ----------
+    name : str
+        A plug-in's; or ``PLUGIN:REST``, where the plug-in has a function
+        ``make(rest, options)`` that builds one of many heads.
+    options : dict
 
     Raises
     ------
@@ -225,7 +369,14 @@ def make_head(name: str, options: dict[str, Any] | None = None) -> Head:
     HeadError
         If it does not take one of the options.
     """
-    kind: type[Head] = load_plugin("heads", name).Head
+    name, colon, rest = name.partition(":")
+    plugin = load_plugin("heads", name)
+    if hasattr(plugin, "make"):
+        made: Head = plugin.make(rest, options or {})
+        return made
+    if colon:
+        raise UnknownNameError(f"The head {name} takes nothing after a colon, such as {rest!r}.")
+    kind: type[Head] = plugin.Head
     known = list(inspect.signature(kind).parameters)
     for option in options or {}:
         if option not in known:
@@ -233,3 +384,12 @@ def make_head(name: str, options: dict[str, Any] | None = None) -> Head:
                 f"{no_such(f'option of {name}', option, known)} It takes {', '.join(known)}."
             )
     return kind(**(options or {}))
+
+
+def build_head(name: str, settings: TrainSettings, options: Mapping[str, Any]) -> Head:
+    """An unfitted head, given the run's seed and device where it has a use for them."""
+    unfitted = make_head(name, dict(options))
+    shared = {"seed": settings.seed, "device": settings.device}
+    own = {key: value for key, value in shared.items() if key in unfitted.get_params()}
+    unfitted.set_params(**{key: value for key, value in own.items() if key not in options})
+    return unfitted

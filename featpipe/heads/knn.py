@@ -1,17 +1,21 @@
 """The nearest training rows by cosine, each with a vote that falls off with distance."""
 
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
 from numbers import Integral, Real
+from typing import Self
 
 import numpy as np
 import torch
+from sklearn.base import clone
 from sklearn.utils._param_validation import Interval
 from torch import Tensor
 from torch.nn.functional import normalize
 
 from featpipe.device import choose_double
 from featpipe.heads import Head as BaseHead
-from featpipe.heads import Validation
+from featpipe.heads import Validation, probabilities
+from featpipe.tasks import Outcome, Task
 
 BLOCK_VALUES = 1 << 24  # similarities at once: 64 MB
 FEWEST = 1e-300  # votes; their logarithm is still a number
@@ -60,8 +64,7 @@ class Head(BaseHead):
 
     def _decision(self, X: np.ndarray) -> np.ndarray:
         (votes,) = self.votes(X, [self.k])
-        logits: np.ndarray = np.log(np.maximum(votes, FEWEST))
-        return logits
+        return _logits(votes)
 
     def votes(self, X: np.ndarray, ks: Sequence[int]) -> list[np.ndarray]:
         """Votes for each class, for several `k` at the cost of the largest.
@@ -93,6 +96,31 @@ class Head(BaseHead):
                 parts.append(counted.cpu())
         return [torch.cat(parts).numpy() for parts in found]
 
+    @classmethod
+    def cross_fit(
+        cls,
+        heads: Sequence[Self],
+        X: np.ndarray,
+        targets: np.ndarray,
+        n_classes: int,
+        tasks: Sequence[Task],
+    ) -> Iterator[Outcome]:
+        """Every k of a task in one pass; see `Head.cross_fit`."""
+        unlike: dict[str, list[int]] = {}
+        for number, head in enumerate(heads):
+            unlike.setdefault(repr(clone(head).set_params(k=1)), []).append(number)
+        for numbers in unlike.values():
+            for place, task in enumerate(tasks):
+                begun = time.perf_counter()
+                one = clone(heads[numbers[0]]).set_params(standardize=False)
+                one.fit(X[task.train], targets[task.train])
+                every = one.votes(X[task.scored], [heads[number].k for number in numbers])
+                share = (time.perf_counter() - begun) / len(numbers)
+                for number, votes in zip(numbers, every, strict=True):
+                    proba = np.zeros((len(task.scored), n_classes))
+                    proba[:, one.classes_] = probabilities(_logits(votes))
+                    yield Outcome(number, place, proba, share)
+
     def arrays(self) -> dict[str, np.ndarray]:
         """The training rows, of length 1, and their classes' numbers."""
         return {"rows": self._rows, "codes": self._codes}
@@ -100,3 +128,8 @@ class Head(BaseHead):
     def set_arrays(self, arrays: dict[str, np.ndarray]) -> None:
         """The inverse of `arrays`."""
         self._rows, self._codes = arrays["rows"], arrays["codes"]
+
+
+def _logits(votes: np.ndarray) -> np.ndarray:
+    logits: np.ndarray = np.log(np.maximum(votes, FEWEST))
+    return logits

@@ -1,18 +1,26 @@
 """Multinomial logistic regression, by featpipe's own second-order solver."""
 
+import time
 import warnings
+from collections.abc import Iterator, Sequence
 from numbers import Integral, Real
+from typing import Self
 
 import numpy as np
 import torch
+from sklearn.base import clone
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.class_weight import compute_sample_weight
 
 from featpipe.device import choose_double
 from featpipe.errors import HeadError
-from featpipe.heads import WeightedHead
-from featpipe.logistic import Rows, fit_path
+from featpipe.heads import WeightedHead, both_columns, probabilities
+from featpipe.logistic import Rows, Solution, Solver
+from featpipe.tasks import Outcome, Task
+
+MOST_BYTES = 1 << 30  # that the solver remembers of the tasks it solves side by side
+MEMORIES = 32  # times the coefficients: its history, and what is in between
 
 
 class Head(WeightedHead):
@@ -26,7 +34,7 @@ class Head(WeightedHead):
         Inverse strength of the penalty. Standardised features of a pretrained network want a
         strong one.
     class_weight : dict, "balanced" or None
-        Of each class, beside the rows' own weights.
+        Of each class, beside the rows' own weights. Each label of several has its own balance.
     fit_intercept : bool
         The intercept is not penalised.
     tol : float
@@ -53,6 +61,7 @@ class Head(WeightedHead):
         "max_iter": [Interval(Integral, 1, None, closed="left")],
         "standardize": ["boolean"],
     }
+    multilabel = True
 
     def __init__(
         self,
@@ -76,22 +85,11 @@ class Head(WeightedHead):
         self, X: np.ndarray, codes: np.ndarray, weights: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
         device = choose_double(self.device)
-        if self.class_weight is not None:
-            weights = weights * compute_sample_weight(self.class_weight, self.classes_[codes])
-        if not weights.any():
-            raise HeadError("class_weight leaves no row any weight.")
-        (found,) = fit_path(
-            Rows.of(torch.as_tensor(X, device=device)),
-            torch.as_tensor(codes, device=device),
-            len(self.classes_),
-            [self.C],
-            torch.as_tensor(weights, device=device)[None],
-            self.fit_intercept,
-            self.tol,
-            self.max_iter,
-        )
-        self.n_iter_, self.gap_ = int(found.iterations), float(found.gap)
-        if not found.converged:
+        solver = Solver(Rows.of(torch.as_tensor(X, device=device)), self.fit_intercept)
+        rows = self._row_weights(codes, weights[None], self.classes_)
+        (found,) = self._minima(solver, codes, rows, len(self.classes_), [self.C])
+        self.n_iter_, self.gap_ = int(found.iterations.max()), float(found.gap.max())
+        if not found.converged.all():
             warnings.warn(
                 f"The objective may lie {self.gap_:.1e} of itself above its minimum after "
                 f"{self.n_iter_} iterations, more than tol={self.tol:g}. Raise max_iter or tol, or "
@@ -99,4 +97,104 @@ class Head(WeightedHead):
                 ConvergenceWarning,
                 stacklevel=4,
             )
-        return found.coef[0].cpu().numpy(), found.intercept[0].cpu().numpy()
+        # Labels are as many problems of one vector each; classes are one problem.
+        several = codes.ndim == 2
+        coef = found.coef[:, 0] if several else found.coef[0]
+        intercept = found.intercept[:, 0] if several else found.intercept[0]
+        return coef.cpu().numpy(), intercept.cpu().numpy()
+
+    def _minima(
+        self, solver: Solver, codes: np.ndarray, weights: np.ndarray, classes: int,
+        Cs: Sequence[float],
+    ) -> list[Solution]:  # fmt: skip
+        """For each C; `weights` are of each row in each problem, several labels side by side."""
+        device = choose_double(self.device)
+        given = codes
+        if codes.ndim == 2:
+            given, classes = np.tile(codes.T, (len(weights) // codes.shape[1], 1)), 2
+        return solver.fit(
+            torch.as_tensor(given.astype(np.int64), device=device), classes, Cs,
+            torch.as_tensor(weights, device=device), self.tol, self.max_iter,
+        )  # fmt: skip
+
+    def _row_weights(
+        self, codes: np.ndarray, weights: np.ndarray, classes: np.ndarray
+    ) -> np.ndarray:
+        """Weights of rows, shape (problems, n), with their classes' own; of labels, for each."""
+        columns = [codes] if codes.ndim == 1 else list(codes.T)
+        result = []
+        for problem in weights:
+            used = problem > 0
+            for column in columns:
+                row = problem.astype(np.float64)
+                if self.class_weight is not None:
+                    names = classes[column] if codes.ndim == 1 else column
+                    row[used] *= compute_sample_weight(self.class_weight, names[used])
+                if not row.any():
+                    raise HeadError("class_weight leaves no row any weight.")
+                result.append(row)
+        return np.stack(result)
+
+    @classmethod
+    def cross_fit(
+        cls,
+        heads: Sequence[Self],
+        X: np.ndarray,
+        targets: np.ndarray,
+        n_classes: int,
+        tasks: Sequence[Task],
+    ) -> Iterator[Outcome]:
+        """All tasks side by side, along the path of all C; see `Head.cross_fit`."""
+        solvers: dict[bool, Solver] = {}
+        device = choose_double(heads[0].device)
+        rows = Rows.of(torch.as_tensor(X, device=device))
+        each = MEMORIES * 8 * n_classes * min(X.shape)
+        at_once = max(1, MOST_BYTES // each)
+        parts = [tasks[start : start + at_once] for start in range(0, len(tasks), at_once)]
+        unlike: dict[str, list[int]] = {}
+        for number, head in enumerate(heads):
+            unlike.setdefault(repr(clone(head).set_params(C=1.0)), []).append(number)
+        for numbers in unlike.values():
+            head = heads[numbers[0]]
+            if head.fit_intercept not in solvers:
+                solvers[head.fit_intercept] = Solver(rows, head.fit_intercept)
+            Cs = [heads[number].C for number in numbers]
+            for place, some in enumerate(parts):
+                begun = time.perf_counter()
+                weights = np.zeros((len(some), len(X)))
+                for row, task in zip(weights, some, strict=True):
+                    row[task.train] = 1
+                weights = head._row_weights(targets, weights, np.arange(n_classes))
+                path = head._minima(solvers[head.fit_intercept], targets, weights, n_classes, Cs)
+                probas = _scored(path, X, targets, some)
+                share = (time.perf_counter() - begun) / (len(some) * len(numbers))
+                open_ = sum(int((~found.converged).sum()) for found in path)
+                if open_:
+                    warnings.warn(
+                        f"{open_} of {len(weights) * len(path)} regressions did not converge to "
+                        f"tol={head.tol:g}. Raise max_iter or tol.",
+                        ConvergenceWarning,
+                        stacklevel=2,
+                    )
+                for (i, j), proba in probas.items():
+                    yield Outcome(numbers[i], place * at_once + j, proba, share)
+
+
+def _scored(
+    path: Sequence[Solution], X: np.ndarray, targets: np.ndarray, tasks: Sequence[Task]
+) -> dict[tuple[int, int], np.ndarray]:
+    """Probabilities of each task's scored rows at each C."""
+    found = {}
+    labels = targets.shape[1] if targets.ndim == 2 else 0
+    for place, task in enumerate(tasks):
+        rows = X[task.scored]
+        problems = slice(place * labels, (place + 1) * labels) if labels else place
+        for number, solution in enumerate(path):
+            coef, intercept = solution.coef[problems], solution.intercept[problems]
+            if labels:
+                coef, intercept = coef[:, 0], intercept[:, 0]
+            logits = rows @ coef.cpu().numpy().T.astype(X.dtype) + intercept.cpu().numpy()
+            found[number, place] = probabilities(
+                both_columns(logits), bool(labels), targets[task.train]
+            )
+    return found

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from numbers import Real
+from typing import Any
 
 from sklearn.utils._param_validation import Interval
 
@@ -17,29 +18,35 @@ class Head(PerceptronHead):
         Width of each hidden layer.
     dropout : float
         After each hidden layer.
-    lr : float or None
-        Learning rate. None: 1 / features, at most 0.001, so that one step of Adam moves a
-        logit about as far whatever the number of features.
-    epochs, batch_size, optimizer, momentum, weight_decay, patience, seed
-        See `featpipe.descent.Descent`.
-    standardize : bool
-        Standardise the features by the training rows.
-    device : str
-        ``auto``, ``cpu``, ``cuda``, ...
+    batch_norm : bool
+        Before each hidden layer's ReLU.
+    lr, epochs, batch_size, optimizer, schedule, momentum, weight_decay, label_smoothing, mixup
+        As of `linear`.
+    clip, class_weight, patience, standardize, seed, device
+        As of `linear`.
     """
 
-    _parameter_constraints = LIMITS | {"dropout": [Interval(Real, 0, 1, closed="left")]}
+    _parameter_constraints = LIMITS | {
+        "dropout": [Interval(Real, 0, 1, closed="left")],
+        "batch_norm": ["boolean"],
+    }
 
     def __init__(
         self,
         hidden: Sequence[int] = (460,),
         dropout: float = 0.4,
+        batch_norm: bool = False,
         lr: float | None = None,
         epochs: int = 60,
         batch_size: int = 64,
         optimizer: str = "adam",
+        schedule: str = "constant",
         momentum: float = 0.9,
         weight_decay: float = 1e-2,
+        label_smoothing: float = 0.0,
+        mixup: float = 0.0,
+        clip: float | None = None,
+        class_weight: Any = None,
         patience: int = 15,
         standardize: bool = True,
         seed: int = 0,
@@ -47,12 +54,18 @@ class Head(PerceptronHead):
     ) -> None:
         self.hidden = hidden
         self.dropout = dropout
+        self.batch_norm = batch_norm
         self.lr = lr
         self.epochs = epochs
         self.batch_size = batch_size
         self.optimizer = optimizer
+        self.schedule = schedule
         self.momentum = momentum
         self.weight_decay = weight_decay
+        self.label_smoothing = label_smoothing
+        self.mixup = mixup
+        self.clip = clip
+        self.class_weight = class_weight
         self.patience = patience
         self.standardize = standardize
         self.seed = seed

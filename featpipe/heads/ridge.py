@@ -1,12 +1,16 @@
 """Least squares on classes as -1 and 1, with an L2 penalty: the closed form."""
 
+import time
+from collections.abc import Iterator, Sequence
 from numbers import Real
+from typing import Self
 
 import numpy as np
 import scipy.linalg
 from sklearn.utils._param_validation import Interval
 
-from featpipe.heads import WeightedHead
+from featpipe.heads import WeightedHead, both_columns, probabilities
+from featpipe.tasks import Outcome, Task
 
 ALPHAS = np.logspace(-3, 5, 33)  # tried, times the features' mean variance
 
@@ -47,25 +51,75 @@ class Head(WeightedHead):
     def _solve(
         self, X: np.ndarray, codes: np.ndarray, weights: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
+        spectrum = _Spectrum(X, codes, weights, len(self.classes_))
+        self.alpha_ = self.alpha or spectrum.left_out()
+        return spectrum.solve(self.alpha_)
+
+    @classmethod
+    def cross_fit(
+        cls,
+        heads: Sequence[Self],
+        X: np.ndarray,
+        targets: np.ndarray,
+        n_classes: int,
+        tasks: Sequence[Task],
+    ) -> Iterator[Outcome]:
+        """Every penalty of a task from one eigendecomposition; see `Head.cross_fit`."""
+        for place, task in enumerate(tasks):
+            begun = time.perf_counter()
+            classes, codes = np.unique(targets[task.train], return_inverse=True)
+            ones = np.ones(len(task.train))
+            spectrum = _Spectrum(X[task.train], codes, ones, len(classes))
+            for number, head in enumerate(heads):
+                coef, intercept = spectrum.solve(head.alpha or spectrum.left_out())
+                proba = np.zeros((len(task.scored), n_classes))
+                logits = both_columns(X[task.scored] @ coef.T + intercept)
+                proba[:, classes] = probabilities(logits)
+                now = time.perf_counter()
+                yield Outcome(number, place, proba, now - begun)
+                begun = now
+
+
+class _Spectrum:
+    """The training rows' singular values, from which every penalty's solution follows."""
+
+    def __init__(self, X: np.ndarray, codes: np.ndarray, weights: np.ndarray, classes: int) -> None:
         used = weights > 0
-        X, codes, weights = X[used].astype(np.float64), codes[used], weights[used]
-        outputs = np.arange(len(self.classes_)) if len(self.classes_) > 2 else np.array([1])
+        X, codes, self._weights = X[used].astype(np.float64), codes[used], weights[used]
+        outputs = np.arange(classes) if classes > 2 else np.array([1])
         targets = np.where(codes[:, None] == outputs, 1.0, -1.0)
-        mean, middle = (np.average(part, axis=0, weights=weights) for part in (X, targets))
-        root = np.sqrt(weights)[:, None]
-        rows, wanted = root * (X - mean), root * (targets - middle)
-        # rows = left * lengths @ directions.T
+        self._mean, self._middle = (
+            np.average(part, axis=0, weights=self._weights) for part in (X, targets)
+        )
+        root = np.sqrt(self._weights)[:, None]
+        rows, self._wanted = root * (X - self._mean), root * (targets - self._middle)
+        # rows = left * sqrt(values) @ directions.T
         if len(rows) < rows.shape[1]:
-            values, left = _largest(rows @ rows.T)
-            directions = rows.T @ (left / np.sqrt(values))
+            self._values, self._left = _largest(rows @ rows.T)
+            self._directions = rows.T @ (self._left / np.sqrt(self._values))
         else:
-            values, directions = _largest(rows.T @ rows)
-            left = rows @ (directions / np.sqrt(values))
-        inside = left.T @ wanted
-        self.alpha_ = self.alpha or _left_out(values, left, inside, wanted, weights, X.shape[1])
-        shrunk = np.sqrt(values)[:, None] / (values[:, None] + self.alpha_) * inside
-        coef = (directions @ shrunk).T
-        return coef, middle - coef @ mean
+            self._values, self._directions = _largest(rows.T @ rows)
+            self._left = rows @ (self._directions / np.sqrt(self._values))
+        self._inside = self._left.T @ self._wanted
+
+    def solve(self, alpha: float) -> tuple[np.ndarray, np.ndarray]:
+        """Coefficients and intercepts at one penalty."""
+        shrunk = np.sqrt(self._values)[:, None] / (self._values[:, None] + alpha) * self._inside
+        coef = (self._directions @ shrunk).T
+        return coef, self._middle - coef @ self._mean
+
+    def left_out(self) -> float:
+        """The penalty of the smallest squared error on each row by a fit without it."""
+        alphas = ALPHAS * max(float(self._values.sum()) / len(self._mean), 1e-300)
+        errors = []
+        for alpha in alphas:
+            share = self._values / (self._values + alpha)
+            residual = self._wanted - self._left @ (share[:, None] * self._inside)
+            # Of a row of weight 2 one copy is left out, and the other stays.
+            leverage = (self._left**2) @ share / self._weights + 1 / self._weights.sum()
+            alone = np.maximum(1 - leverage, 1e-12)
+            errors.append(float(((residual / alone[:, None]) ** 2).sum()))
+        return float(alphas[int(np.argmin(errors))])
 
 
 def _largest(square: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -73,24 +127,3 @@ def _largest(square: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     values, vectors = scipy.linalg.eigh(square)
     kept = values > len(values) * np.finfo(float).eps * max(values[-1], 1e-300)
     return values[kept], vectors[:, kept]
-
-
-def _left_out(
-    values: np.ndarray,
-    left: np.ndarray,
-    inside: np.ndarray,
-    wanted: np.ndarray,
-    weights: np.ndarray,
-    features: int,
-) -> float:
-    """The penalty of the smallest squared error on each row by a fit without it."""
-    alphas = ALPHAS * max(float(values.sum()) / features, 1e-300)
-    errors = []
-    for alpha in alphas:
-        share = values / (values + alpha)
-        residual = wanted - left @ (share[:, None] * inside)
-        # Of a row of weight 2 one copy is left out, and the other stays.
-        leverage = (left**2) @ share / weights + 1 / weights.sum()
-        alone = np.maximum(1 - leverage, 1e-12)
-        errors.append(float(((residual / alone[:, None]) ** 2).sum()))
-    return float(alphas[int(np.argmin(errors))])

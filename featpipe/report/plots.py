@@ -1,9 +1,12 @@
 """Curves and grids as PNG files, drawn without a display."""
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from math import nan
 from pathlib import Path
+from typing import Any
 
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from featpipe.classifier import Prediction
@@ -13,6 +16,9 @@ from featpipe.errors import DecodeError
 from featpipe.images import ImageSource
 
 TRAIN, VAL = "#1f77b4", "#d95f02"
+MOST_LINES, MOST_BARS = 12, 24
+
+Bins = Sequence[Mapping[str, Any]]
 
 
 def plot_curves(curves: Epochs, path: str | Path, title: str = "") -> None:
@@ -89,6 +95,212 @@ def plot_grid(
     if title:
         figure.suptitle(title, parse_math=False)
     _save(figure, path)
+
+
+def plot_reliability(
+    bins_before: Bins, bins_after: Bins | None, path: str | Path, title: str = ""
+) -> None:
+    """Draw how often predictions are right against how sure they are.
+
+    Parameters
+    ----------
+    bins_before, bins_after : list of dict
+        Of `featpipe.calibration.reliability`, before and after calibration; `bins_after` may
+        be None.
+    path : str or Path
+        A PNG file.
+    title : str
+    """
+    figure = Figure(figsize=(5.5, 6.2), layout="constrained")
+    above, below = figure.subplots(2, 1, sharex=True, height_ratios=(4, 1))
+    above.plot([0, 1], [0, 1], color="0.6", linestyle=":", label="as sure as right")
+    drawn = [("as predicted", bins_before, VAL)]
+    if bins_after is not None:
+        drawn = [("before", bins_before, VAL), ("after calibration", bins_after, TRAIN)]
+    for place, (name, bins, colour) in enumerate(drawn):
+        right = [row["accuracy"] for row in bins]
+        reach = [
+            [max(0.0, row["accuracy"] - row["low"]) for row in bins],
+            [max(0.0, row["high"] - row["accuracy"]) for row in bins],
+        ]
+        sure = [row["confidence"] for row in bins]
+        above.errorbar(sure, right, reach, fmt="o", color=colour, capsize=2, label=name)
+        for row in bins:
+            width = (row["stop"] - row["start"]) / len(drawn)
+            below.bar(
+                row["start"] + place * width, row["count"], 0.9 * width, align="edge", color=colour
+            )
+    above.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), ylabel="share that is right")
+    above.legend(loc="lower right")
+    below.set(xlabel="confidence", ylabel="predictions")
+    below.yaxis.get_major_locator().set_params(integer=True, nbins=3)
+    for axes in (above, below):
+        axes.grid(alpha=0.3)
+    figure.suptitle(_printable(title), parse_math=False)
+    _save(figure, path)
+
+
+def plot_path(candidates: Sequence[Mapping[str, Any]], path: str | Path, title: str = "") -> None:
+    """Draw the accuracies of a sweep's candidates, the winner marked.
+
+    The numeric option with most values goes along the axis; every combination of the others
+    is a line. Without one, candidates are bars.
+
+    Parameters
+    ----------
+    candidates : sequence of dict
+        ``layer``, ``options`` (name to value), and ``mean`` accuracy with the interval ``low``
+        to ``high``, each in [0, 1] or None. Those without a mean are left out; of more than 12
+        lines, or 24 bars, the best are drawn.
+    path : str or Path
+        A PNG file.
+    title : str
+    """
+    known = [candidate for candidate in candidates if candidate["mean"] is not None]
+    known.sort(key=lambda candidate: -candidate["mean"])
+    along = _numeric_option(known)
+    figure = _draw_lines(known, along) if along else _draw_bars(known)
+    figure.suptitle(_printable(title), parse_math=False)
+    _save(figure, path)
+
+
+def plot_budget(
+    series: Mapping[str, Sequence[Mapping[str, Any]]], path: str | Path, title: str = ""
+) -> None:
+    """Draw accuracy by the number of labelled images a class.
+
+    Parameters
+    ----------
+    series : dict of str to list of dict
+        By name, ``budget`` (images a class), ``mean`` accuracy, and its interval ``low`` to
+        ``high``, in [0, 1].
+    path : str or Path
+        A PNG file.
+    title : str
+    """
+    figure = Figure(figsize=(9, 4.5), layout="constrained")
+    axes = figure.subplots()
+    budgets: set[int] = set()
+    for number, rows in enumerate(series.values()):
+        rows = sorted(rows, key=lambda row: row["budget"])
+        places = [row["budget"] for row in rows]
+        _draw_band(axes, places, rows, number)
+        budgets.update(places)
+    axes.set_xscale("log")
+    axes.set_xticks([], minor=True)
+    ticks: list[int] = []
+    for budget in sorted(budgets):
+        if not ticks or budget >= 1.25 * ticks[-1]:  # nearer ones would print over each other
+            ticks.append(budget)
+    axes.set_xticks(ticks, [str(budget) for budget in ticks])
+    axes.set(xlabel="labelled images a class", ylabel="accuracy (%)")
+    axes.grid(alpha=0.3)
+    _draw_legend(figure, list(series))
+    figure.suptitle(_printable(title), parse_math=False)
+    _save(figure, path)
+
+
+def _draw_lines(known: Sequence[Mapping[str, Any]], along: str) -> Figure:
+    """Lines of the combinations of the options other than `along`; `known` is best first."""
+    lines: dict[str, list[Mapping[str, Any]]] = {}
+    for candidate, name in zip(known, _tell_apart(known, along), strict=True):
+        lines.setdefault(name, []).append(candidate)
+    shown = dict(list(lines.items())[:MOST_LINES])
+    figure = Figure(figsize=(9, 4.5), layout="constrained")
+    axes = figure.subplots()
+    for number, rows in enumerate(shown.values()):
+        rows.sort(key=lambda row: row["options"][along])
+        _draw_band(axes, [row["options"][along] for row in rows], rows, number)
+    values = [row["options"][along] for row in known]
+    if min(values) > 0 and max(values) > 20 * min(values):
+        axes.set_xscale("log")
+    best = known[0]
+    axes.plot(
+        best["options"][along], 100 * best["mean"], "k*", markersize=12, mec="white", zorder=4
+    )
+    axes.set_xlabel(_printable(_shorten(along, 48)), parse_math=False)
+    axes.set_ylabel("accuracy (%)")
+    if len(shown) < len(lines):
+        axes.set_title(f"the best {len(shown)} of {len(lines)} lines", fontsize=9, color="0.3")
+    axes.grid(alpha=0.3)
+    _draw_legend(figure, [*(name or "accuracy" for name in shown), "best"])
+    return figure
+
+
+def _draw_bars(known: Sequence[Mapping[str, Any]]) -> Figure:
+    """The best candidates as bars, from above; `known` best first."""
+    shown = known[:MOST_BARS]
+    figure = Figure(figsize=(9, 1.6 + 0.32 * len(shown)), layout="constrained")
+    axes = figure.subplots()
+    for place, candidate in enumerate(shown):
+        mean, low, high = (100 * _or_nan(candidate[key]) for key in ("mean", "low", "high"))
+        axes.barh(place, mean, color=TRAIN if place == 0 else "#9ecae1")
+        axes.plot([low, high], [place, place], color="0.2", marker="|")
+    names = [name or known[0]["layer"] for name in _tell_apart(known)[: len(shown)]]
+    labels = [_printable(_shorten(name, 48)) for name in names]
+    axes.set_yticks(range(len(shown)), labels, parse_math=False)
+    axes.set_ylim(max(len(shown), 1) - 0.5, -0.5)  # the first on top
+    axes.set_xlabel("accuracy (%)")
+    if len(shown) < len(known):
+        axes.set_title(f"the best {len(shown)} of {len(known)}", fontsize=9, color="0.3")
+    axes.grid(alpha=0.3, axis="x")
+    axes.set_axisbelow(True)
+    return figure
+
+
+def _draw_band(
+    axes: Axes, places: Sequence[float], rows: Sequence[Mapping[str, Any]], number: int
+) -> None:
+    """Line `number`: mean accuracies in percent, in the band of their intervals."""
+    colour, style = f"C{number % 10}", "-" if number < 10 else "--"  # there are ten colours
+    mean, low, high = ([100 * _or_nan(row[key]) for row in rows] for key in ("mean", "low", "high"))
+    axes.plot(places, mean, style, color=colour, marker="o", markersize=4)
+    axes.fill_between(places, low, high, color=colour, alpha=0.12, linewidth=0)
+    axes.vlines(places, low, high, color=colour, alpha=0.3)  # a band needs two points
+
+
+def _draw_legend(figure: Figure, names: Sequence[str]) -> None:
+    """Names of the lines, beside the axes, where they hide nothing."""
+    if not names:
+        return
+    shown = [_printable(_shorten(name, 40)) for name in names]
+    legend = figure.legend(figure.axes[0].lines, shown, loc="outside right center", fontsize=8)
+    for text in legend.get_texts():
+        text.set_parse_math(False)
+
+
+def _numeric_option(candidates: Sequence[Mapping[str, Any]]) -> str | None:
+    """The option that is a number in every candidate and has most values, at least two."""
+    values = {}
+    for name in candidates[0]["options"] if candidates else ():
+        found = [candidate["options"].get(name) for candidate in candidates]
+        if all(isinstance(value, int | float) and type(value) is not bool for value in found):
+            values[name] = len(set(found))
+    most = max(values, key=lambda name: values[name], default="")
+    return most if values.get(most, 0) > 1 else None
+
+
+def _tell_apart(candidates: Sequence[Mapping[str, Any]], along: str | None = None) -> list[str]:
+    """What each candidate has that not all have, the option `along` left out."""
+    described = [
+        {"layer": candidate["layer"], **candidate["options"], along: None}
+        for candidate in candidates
+    ]
+    keys = dict.fromkeys(key for options in described for key in options)
+    varied = [key for key in keys if len({repr(options.get(key)) for options in described}) > 1]
+    return [
+        ", ".join(_named(key, options[key]) for key in varied if key in options)
+        for options in described
+    ]
+
+
+def _named(key: str | None, value: Any) -> str:
+    shown = f"{value:g}" if isinstance(value, float) else str(value)
+    return shown if key == "layer" else f"{key}={shown}"
+
+
+def _or_nan(value: float | None) -> float:
+    return nan if value is None else value
 
 
 def _save(figure: Figure, path: str | Path) -> None:

@@ -6,7 +6,6 @@ import hashlib
 import importlib.util
 import json
 import logging
-import os
 import queue
 import sys
 import warnings
@@ -16,12 +15,11 @@ from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
-import platformdirs
 import torch
 
 from featpipe.checksums import digest_blocks
 from featpipe.device import available_cores
-from featpipe.durable import placing, put
+from featpipe.durable import placing, put, user_folder
 from featpipe.errors import RuntimeUnavailableError
 from featpipe.network import Network
 from featpipe.runtimes import in_batches
@@ -69,10 +67,7 @@ def _capabilities() -> tuple[str, ...]:
 
 def model_folder() -> Path:
     """Where converted models are kept; it may be removed at any time."""
-    folder = os.environ.get("FEATPIPE_CACHE_DIR") or platformdirs.user_cache_dir(
-        "featpipe", appauthor=False
-    )
-    return Path(folder) / "openvino"
+    return user_folder() / "openvino"
 
 
 class Runtime:

@@ -1,0 +1,243 @@
+"""What ``train-head`` reads from its options and prints of its results."""
+
+import json
+from collections.abc import Iterable
+from typing import Any
+
+import click
+import numpy as np
+
+from featpipe.cli._output import percent, print_table, say, seconds
+
+MOST_CANDIDATES = 60  # of a table
+
+
+def assigned(item: str, option: str = "--set") -> tuple[str, str]:
+    """``C=0.1`` as name and text."""
+    name, equals, value = item.partition("=")
+    if not equals:
+        raise click.BadParameter(f"{option} takes NAME=VALUE, not {item!r}.")
+    return name.replace("-", "_"), value
+
+
+def value_of(text: str) -> Any:
+    """A value that is no JSON is text."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
+
+def grid_of(items: Iterable[str]) -> dict[str, list[Any]]:
+    """``lr=1e-3,1e-2`` or ``C=1e-4:1e2:20`` as names and values.
+
+    A range is geometric where both ends are above 0, else even.
+    """
+    grid: dict[str, list[Any]] = {}
+    for item in items:
+        name, text = assigned(item, "--sweep")
+        grid[name] = _range(text) if text.count(":") == 2 else _listed(text)
+        if not grid[name]:
+            raise click.BadParameter(f"--sweep {item!r} has no values.")
+    return grid
+
+
+def _range(text: str) -> list[float]:
+    try:
+        first, last, count = (float(part) for part in text.split(":"))
+        if not (np.isfinite([first, last]).all() and count == int(count) and count >= 2):
+            raise ValueError
+    except (ValueError, OverflowError):
+        raise click.BadParameter(
+            f"--sweep takes FIRST:LAST:COUNT, such as 1e-4:1e2:20, not {text!r}."
+        ) from None
+    spaced = np.geomspace if first > 0 and last > 0 else np.linspace
+    # Twelve digits: 0.1 and not 0.10000000000000002.
+    return [float(f"{value:.12g}") for value in spaced(first, last, int(count))]
+
+
+def _listed(text: str) -> list[Any]:
+    """Values between commas; lists are in brackets, such as hidden=[460],[512,256]."""
+    try:
+        whole: list[Any] = json.loads(f"[{text}]")
+    except ValueError:
+        return [value_of(part.strip()) for part in text.split(",") if part.strip()]
+    return [tuple(value) if isinstance(value, list) else value for value in whole]
+
+
+def budgets_of(text: str) -> list[int | None]:
+    """``1,2,5,all`` as numbers of images a class, None for all."""
+    try:
+        sizes = [None if part.strip() == "all" else int(part) for part in text.split(",")]
+    except ValueError:
+        sizes = [0]
+    if any(size is not None and size < 1 for size in sizes):
+        raise click.BadParameter(
+            f"--budget takes numbers from 1 or all, such as 1,5,all: {text!r}."
+        )
+    return sizes
+
+
+def print_curves(curves: list[dict[str, float]]) -> None:
+    """About ten epochs, and which was kept."""
+    names = [name for name in curves[0] if name != "epoch"]
+    step = max(1, len(curves) // 10)
+    shown = [row for i, row in enumerate(curves) if i % step == 0 or i == len(curves) - 1]
+    print_table(
+        ["epoch", *(name.replace("_", " ") for name in names)],
+        [[str(row["epoch"]), *(f"{row[name]:.4f}" for name in names)] for row in shown],
+    )
+    if "val_loss" in curves[0]:
+        kept = min(curves, key=lambda row: row["val_loss"])
+        say(f"Kept: epoch {kept['epoch']}, of the lowest validation loss.")
+    say()
+
+
+def print_sweep(sweep: dict[str, Any]) -> None:
+    """Every candidate with mean, interval, spread and seconds; the best is marked."""
+    metric, every = sweep["metric"], sweep["candidates"]
+    numbers = list(range(len(every)))
+    if len(every) > MOST_CANDIDATES:
+        sign = 1 if metric == "log_loss" else -1
+        numbers.sort(key=lambda i: sign * every[i].get(metric, -sign * np.inf))
+        numbers = sorted({*numbers[: MOST_CANDIDATES // 2], sweep["best"]})
+    layers = len({one["layer"] for one in every}) > 1
+    options = list(every[0]["options"])
+    shown = [
+        name
+        for name in ("accuracy", "balanced_accuracy", "average_precision")
+        if any(name in one for one in every)
+    ]
+    rows = []
+    for number in numbers:
+        one = every[number]
+        row = ["*" if number == sweep["best"] else "", *([one["layer"]] if layers else [])]
+        row += [_text(one["options"][name]) for name in options]
+        for name in shown:
+            row.append(percent(one.get(name)))
+            if name == metric:
+                interval = one["intervals_95"].get(name)
+                row.append("-" if interval is None else " to ".join(map(percent, interval)))
+                row.append(percent(one["spread"].get(name)))
+        row += [f"{one['log_loss']:.4f}" if "log_loss" in one else one["note"]]
+        rows.append([*row, seconds(one["seconds"])])
+    columns = ["", *(["layer"] if layers else []), *options]
+    for name in shown:
+        columns.append(f"{name.replace('_', ' ')} %")
+        columns += ["95 % interval", "spread"] if name == metric else []
+    print_table([*columns, "log-loss", "s"], rows, left=1 + layers)
+    if len(numbers) < len(every):
+        say(f"The best {len(numbers)} of {len(every)} candidates; result.json has all.")
+    folds = f"{sweep['folds']} folds" if sweep["folds"] > 1 else "the validation rows"
+    say(f"*: chosen by {metric.replace('_', ' ')} on {folds}.")
+    say()
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def print_scores(scores: dict[str, Any]) -> None:
+    """One line for each part."""
+    multilabel = any(part.get("multilabel") for part in scores.values())
+    first = ["average_precision"] if multilabel else ["accuracy", "balanced_accuracy"]
+    names = [*first, "macro_f1", "roc_auc", "expected_calibration_error", "log_loss"]
+    titles = {
+        "average_precision": "mAP %", "accuracy": "accuracy %", "balanced_accuracy": "balanced %",
+        "macro_f1": "macro-F1 %", "roc_auc": "ROC-AUC %", "log_loss": "log-loss",
+        "expected_calibration_error": "calibration error %",
+    }  # fmt: skip
+    rows = []
+    for part, found in scores.items():
+        interval = found["intervals_95"][names[0]]
+        row = [part, str(found["n"]), percent(found[names[0]])]
+        row.append("-" if interval is None else " to ".join(map(percent, interval)))
+        row += [percent(found[name]) for name in names[1:-1]]
+        rows.append([*row, f"{found['log_loss']:.4f}"])
+    columns = ["rows", "images", titles[names[0]], "95 % interval"]
+    print_table([*columns, *(titles[name] for name in names[1:])], rows)
+
+
+def print_classes(part: str, scores: dict[str, Any], classes: tuple[str, ...]) -> None:
+    """Precision and recall by class, and the confusion of not too many."""
+    say()
+    say(f"By class ({part}):")
+    names = ["precision", "recall", "f1", "average_precision"]
+    print_table(
+        ["class", "images", "precision %", "recall %", "F1 %", "average precision %"],
+        [
+            [row["class"], str(row["images"]), *(percent(row[name]) for name in names)]
+            for row in scores["per_class"]
+        ],
+    )
+    if "confusion" in scores and len(classes) <= 20:
+        say()
+        say(f"Confusion ({part}; rows are true classes):")
+        print_table(
+            ["", *classes],
+            [
+                [name, *map(str, counts)]
+                for name, counts in zip(classes, scores["confusion"], strict=True)
+            ],
+        )
+
+
+def print_calibration(calibration: dict[str, Any]) -> None:
+    """The temperature, and what abstaining comes to."""
+    if not calibration:
+        return
+    say()
+    say(
+        f"Temperature {calibration['temperature']:.3f}, fitted on {calibration['n']} rows "
+        f"({calibration['fitted_on']})."
+    )
+    if "threshold" in calibration:
+        parts = ", ".join(
+            f"{name} {percent(found['coverage'])} % predicted, {percent(found['precision'])} % of "
+            "it right"
+            for name, found in calibration["abstention"].items()
+        )
+        say(f"Abstains below a confidence of {calibration['threshold']:.4f}: {parts}.")
+
+
+def print_paired(paired: dict[str, Any], part: str) -> None:
+    """This head less each other one, on the same images."""
+    if not paired:
+        return
+    say()
+    say(f"Against other heads ({part}):")
+    rows = []
+    for name, test in paired.items():
+        value, low, high = test["accuracy_difference"]
+        rows.append(
+            [
+                name,
+                f"{100 * value:+.2f}",
+                f"{100 * low:+.2f} to {100 * high:+.2f}",
+                f"{test['first_only']} : {test['second_only']}",
+                f"{test['p_value']:.3f}",
+            ]
+        )
+    print_table(["head", "accuracy, points", "95 % interval", "only right", "McNemar p"], rows)
+
+
+def print_budget(budget: dict[str, Any]) -> None:
+    """Accuracy by labelled images a class."""
+    say()
+    rows = [
+        [
+            str(point["budget"]),
+            str(point["images"]),
+            percent(point["mean"]),
+            f"{percent(point['low'])} to {percent(point['high'])}",
+            str(len(point["accuracies"])),
+        ]
+        for point in budget["points"]
+    ]
+    print_table(["a class", "images", "accuracy %", "95 % interval", "repeats"], rows, left=0)
+    say(
+        f"Labelled images a class; scored on the {budget['scored']} {budget['scored_on']} rows, no "
+        "other label used."
+    )
