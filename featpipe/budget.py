@@ -146,10 +146,11 @@ def budget_curve(
             of_size[size].append(len(tasks))
             few = np.sort(np.concatenate([rows[:size] for rows in drawn]))
             tasks.append(Task(few, nothing, scored))
-    shared = SharedRows(cache, layer, np.union1d(pool, scored), pool, targets)
+    unfitted = build_head(head, settings, options)
+    rows = np.union1d(pool, scored)
+    shared = SharedRows(cache, layer, rows, pool, targets, settings, unfitted)
     right = np.zeros((len(tasks), len(scored)), bool)
     notes: dict[int, str] = {}
-    unfitted = build_head(head, settings, options)
     for done, outcome in enumerate(shared.run([unfitted], tasks), 1):
         if outcome.proba is None:
             notes[outcome.task] = outcome.note

@@ -6,7 +6,11 @@ from dataclasses import replace
 import numpy as np
 
 from featpipe.cache import FeatureCache
-from featpipe.heads import Head, moments
+from featpipe.device import memory_bytes
+from featpipe.errors import HeadError
+from featpipe.heads import Head, moments, scales
+from featpipe.settings import TrainSettings
+from featpipe.streamed import StreamedRows
 from featpipe.targets import Targets
 from featpipe.tasks import Outcome, Task
 
@@ -16,8 +20,38 @@ def features_of(cache: FeatureCache, layer: str, rows: np.ndarray) -> np.ndarray
     return cache.features(layer, rows).reshape(len(rows), -1).astype(np.float32, copy=False)
 
 
+def most_bytes(settings: TrainSettings) -> int:
+    """How much memory features may take."""
+    return memory_bytes() // 4 if settings.memory is None else int(settings.memory * 2**30)
+
+
+def streamed(
+    cache: FeatureCache, layer: str, rows: np.ndarray, settings: TrainSettings, head: Head
+) -> StreamedRows | None:
+    """Rows that are read block by block; None if memory holds them.
+
+    Raises
+    ------
+    HeadError
+        If memory does not hold them, and the head needs that.
+    """
+    width = int(np.prod(cache.layers[layer]))
+    needed, allowed = 4 * len(rows) * width, most_bytes(settings)
+    if needed <= allowed:
+        return None
+    if not head.streams:
+        raise HeadError(
+            f"{len(rows)} rows of {width} features take {needed / 2**30:.2f} GiB, more than the "
+            f"{allowed / 2**30:.2f} that features may take. linear, mlp and logistic read them "
+            "block by block; this head needs a higher --memory, or a layer that is pooled."
+        )
+    return StreamedRows(
+        lambda some: features_of(cache, layer, rows[some]), (len(rows), width), allowed
+    )
+
+
 class SharedRows:
-    """Rows of one layer, in memory.
+    """Rows of one layer, in memory where it holds them.
 
     Parameters
     ----------
@@ -30,6 +64,10 @@ class SharedRows:
         of them are known to every task, as where a StandardScaler stands before
         scikit-learn's LogisticRegressionCV; labels are not.
     targets : Targets
+    settings : TrainSettings
+        ``memory`` is used.
+    head : Head
+        One of those to be fitted.
     """
 
     def __init__(
@@ -39,9 +77,12 @@ class SharedRows:
         rows: np.ndarray,
         pool: np.ndarray,
         targets: Targets,
+        settings: TrainSettings,
+        head: Head,
     ) -> None:
         self._rows, self._targets = rows, targets
-        self._X = features_of(cache, layer, rows)
+        stream = streamed(cache, layer, rows, settings, head)
+        self._X: np.ndarray | StreamedRows = stream or features_of(cache, layer, rows)
         self._pool = np.searchsorted(rows, pool)
         self._standard = False
 
@@ -67,10 +108,15 @@ class SharedRows:
             for outcome in type(some[0]).cross_fit(some, X, targets, classes, positions):
                 yield replace(outcome, head=numbers[outcome.head])
 
-    def _standardised(self) -> np.ndarray:
-        if not self._standard:
+    def _standardised(self) -> np.ndarray | StreamedRows:
+        if self._standard:
+            return self._X
+        self._standard = True
+        if isinstance(self._X, StreamedRows):
+            mean, variance = self._X.moments(self._pool)
+            self._X = self._X.standardised(*scales(mean, np.sqrt(variance), np.dtype(np.float32)))
+        else:
             mean, scale = moments(self._X[self._pool])
             self._X -= mean
             self._X /= scale
-            self._standard = True
         return self._X

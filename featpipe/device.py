@@ -1,5 +1,6 @@
 """Where computation runs, and the facts about this machine that belong beside a figure."""
 
+import os
 import platform
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -39,6 +40,14 @@ def choose_double(device: str) -> str:
 def available_cores() -> int:
     """Cores this process may use: those of its affinity mask and its cgroup's quota."""
     return int(joblib.cpu_count())
+
+
+def memory_bytes() -> int:
+    """Memory of this machine; 8 GiB where the system does not say."""
+    try:
+        return int(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    except (AttributeError, ValueError, OSError):  # not everywhere
+        return 8 << 30
 
 
 def precisions(device: str) -> tuple[str, ...]:

@@ -32,6 +32,8 @@ from featpipe.bootstrap import (
 from featpipe.calibration import calibration_gaps, check_probabilities, log_losses
 from featpipe.errors import SettingsError
 
+MOST_CONFUSED = 1000  # classes of which every pair is counted
+
 
 @dataclass(frozen=True, eq=False)
 class _Found:
@@ -86,11 +88,11 @@ class Scores(_Found):
     per_class : list of dict
         ``class``, ``precision``, ``recall``, ``f1``, ``images``; with probabilities also
         ``roc_auc`` and ``average_precision``, None where they are undefined.
-    confusion : int array, shape (classes, classes)
-        Rows are true classes, columns predicted ones.
+    confusion : int array, shape (classes, classes), or None
+        Rows are true classes, columns predicted ones; None of more than 1,000 classes.
     """
 
-    confusion: np.ndarray
+    confusion: np.ndarray | None
 
     @property
     def balanced_accuracy(self) -> float:
@@ -99,7 +101,8 @@ class Scores(_Found):
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values, None for what is undefined."""
-        return {**super().to_dict(), "confusion": self.confusion.tolist()}
+        confusion = None if self.confusion is None else self.confusion.tolist()
+        return {**super().to_dict(), "confusion": confusion}
 
 
 @dataclass(frozen=True, eq=False)
@@ -173,9 +176,10 @@ def score(
         means["brier"] = np.square(proba).sum(axis=1) + 1 - 2 * truth
         sample.gaps = calibration_gaps(proba, labels)
     figures, per_class = sample.score(classes, resamples, seed)
-    return Scores(
-        n, figures, per_class, confusion_matrix(labels, predicted, labels=np.arange(count))
-    )
+    confusion = None
+    if count <= MOST_CONFUSED:
+        confusion = confusion_matrix(labels, predicted, labels=np.arange(count))
+    return Scores(n, figures, per_class, confusion)
 
 
 def score_multilabel(

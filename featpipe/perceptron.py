@@ -17,7 +17,8 @@ from featpipe.errors import HeadError
 from featpipe.heads import Head, Validation, probabilities
 from featpipe.optimizers import OPTIMIZERS, SCHEDULES
 from featpipe.perceptrons import Layers, logits_of
-from featpipe.stacked import Problem, Shape, Trained, train_stacked
+from featpipe.stacked import BLOCK_VALUES, Problem, Shape, Trained, train_stacked
+from featpipe.streamed import Features, ResidentRows, StreamedRows
 from featpipe.tasks import Outcome, Task
 
 LIMITS = {
@@ -46,6 +47,7 @@ class PerceptronHead(Head):
 
     _parameter_constraints = LIMITS
     multilabel = True
+    streams = True
 
     hidden: Sequence[int] = ()
     dropout: float = 0.0
@@ -66,14 +68,27 @@ class PerceptronHead(Head):
     device: str
 
     def _fit(self, X: np.ndarray, codes: np.ndarray, validation: Validation | None) -> None:
-        rows, targets = (X, codes)
+        rows, targets = X, codes
         if validation is not None:
             rows = np.concatenate([X, validation[0]])
             targets = np.concatenate([codes, validation[1]])
-        train, val = np.arange(len(X)), np.arange(len(X), len(rows))
-        shape = self._shape(X.shape[1], len(self.classes_), codes.ndim == 2)
-        problem = self._problem(Task(train, val, val), targets, shape)
-        (trained,) = train_stacked(*self._on_device(rows, targets), shape, [problem])
+        self._train(rows, targets, np.arange(len(X)), np.arange(len(X), len(rows)))
+
+    def _learn_streamed(
+        self, rows: StreamedRows, codes: np.ndarray, train: np.ndarray, select: np.ndarray
+    ) -> None:
+        self._train(rows, codes, train, select)
+
+    def _train(
+        self,
+        X: np.ndarray | StreamedRows,
+        targets: np.ndarray,
+        train: np.ndarray,
+        select: np.ndarray,
+    ) -> None:
+        shape = self._shape(X.shape[1], len(self.classes_), targets.ndim == 2)
+        problem = self._problem(Task(train, select, select), targets, shape)
+        (trained,) = train_stacked(*self._on_device(X, targets), shape, [problem])
         if trained.diverged:
             raise HeadError(
                 f"The loss is no longer finite in epoch {trained.diverged}: lower the learning "
@@ -130,19 +145,21 @@ class PerceptronHead(Head):
             )
         return weights / mean
 
-    def _on_device(self, rows: np.ndarray, targets: np.ndarray) -> tuple[Tensor, Tensor]:
-        device = choose_device(self.device)
+    def _on_device(
+        self, X: np.ndarray | StreamedRows, targets: np.ndarray
+    ) -> tuple[ResidentRows | StreamedRows, Tensor]:
+        device = torch.device(choose_device(self.device))
         kind = torch.float32 if targets.ndim == 2 else torch.int64
-        return (
-            torch.tensor(rows, dtype=torch.float32, device=device),
-            torch.tensor(targets, dtype=kind, device=device),
-        )
+        wanted = torch.tensor(targets, dtype=kind, device=device)
+        if isinstance(X, StreamedRows):
+            return X.on(device), wanted
+        return ResidentRows(torch.tensor(X, dtype=torch.float32, device=device)), wanted
 
     @classmethod
     def cross_fit(
         cls,
         heads: Sequence[Self],
-        X: np.ndarray,
+        X: np.ndarray | StreamedRows,
         targets: np.ndarray,
         n_classes: int,
         tasks: Sequence[Task],
@@ -210,16 +227,17 @@ class PerceptronHead(Head):
 
 @torch.no_grad()
 def _predicted(
-    trained: Sequence[Trained], inputs: Tensor, targets: np.ndarray, task: Task
+    trained: Sequence[Trained], inputs: Features, targets: np.ndarray, task: Task
 ) -> list[np.ndarray | None]:
     """Probabilities of scored rows by perceptrons of one shape, None for those that diverged."""
     layers: Layers = [
         (torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts]))
         for parts in zip(*(one.layers for one in trained), strict=True)
     ]
-    chosen = inputs.index_select(0, torch.from_numpy(task.scored).to(inputs.device))
     on_device = [(weight.to(inputs.device), bias.to(inputs.device)) for weight, bias in layers]
-    logits = logits_of(on_device, chosen).cpu().numpy()
+    blocks = torch.split(torch.from_numpy(task.scored), max(1, BLOCK_VALUES // inputs.shape[1]))
+    parts = [logits_of(on_device, inputs.take(block)).cpu() for block in blocks]
+    logits = torch.cat(parts, dim=1).numpy()
     return [
         None if one.diverged else probabilities(values, targets.ndim == 2, targets[task.train])
         for one, values in zip(trained, logits, strict=True)

@@ -182,6 +182,12 @@ class TrainSettings(_Checked):
         0, "Seed of the split, the initial weights and the batches.", minimum=0, maximum=SEEDS
     )
     device: str = option("auto", "auto, cpu, cuda, cuda:1, mps.")
+    memory: float | None = option(
+        None,
+        "GiB that features may take; larger ones are read block by block, by linear, mlp and "
+        "logistic [default: a quarter of the machine's].",
+        minimum=1e-6,
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -25,9 +25,11 @@ from torch.nn.functional import binary_cross_entropy_with_logits, log_softmax
 from featpipe.descent import Epochs
 from featpipe.optimizers import StackedOptimizer, schedule_factor
 from featpipe.perceptrons import Inputs, Layers, Mixing, Perceptrons, logits_of
+from featpipe.streamed import Features
 
 BLOCK_VALUES = 1 << 23  # features that are validated or predicted at once
 STACK_BYTES = 1 << 30
+QUICK_BYTES = 1 << 24  # of one tensor: the system hands out larger ones page by page, each anew
 COPIES = 6  # weights, gradient, Adam's two moments, the best so far, and what is in between
 ORDER, DROPOUT, MIXUP = 0, 1, 2  # streams of random numbers of one seed
 
@@ -119,7 +121,7 @@ class Trained:
 
 
 def train_stacked(
-    X: Tensor,
+    X: Features,
     targets: Tensor,
     shape: Shape,
     problems: Sequence[Problem],
@@ -129,8 +131,8 @@ def train_stacked(
 
     Parameters
     ----------
-    X : float Tensor, shape (n, features), on the device
-    targets : Tensor on the device
+    X : Features, shape (n, features)
+    targets : Tensor on the device of `X`
         int64 of shape (n,); for multi-label, float32 of shape (n, outputs) of 0 and 1.
     shape : Shape
     problems : sequence of Problem
@@ -143,15 +145,18 @@ def train_stacked(
     list of Trained
         In the order of `problems`.
     """
-    at_once = max(1, most_bytes // (COPIES * 4 * shape.n_parameters))
+    at_once = most_bytes // (COPIES * 4 * shape.n_parameters)
+    if X.device.type == "cpu":
+        at_once = min(at_once, QUICK_BYTES // (4 * shape.n_parameters))
+    at_once = max(1, at_once)
     found: list[Trained] = [Trained() for _ in problems]
     keys = [_shared(problem) for problem in problems]
     # A stack takes its steps together, so all in it have as many in an epoch.
-    by_steps: dict[int, list[int]] = {}
+    together: dict[object, list[int]] = {}
     for number, problem in enumerate(problems):
         steps = len(_sizes(len(problem.train), shape.batch_size))
-        by_steps.setdefault(steps, []).append(number)
-    for numbers in by_steps.values():
+        together.setdefault(steps if X.shares_reading else keys[number], []).append(number)
+    for numbers in together.values():
         numbers.sort(key=keys.__getitem__)  # those that share batches stand together
         for start in range(0, len(numbers), at_once):
             some = numbers[start : start + at_once]
@@ -180,29 +185,29 @@ def _sizes(rows: int, batch_size: int) -> list[int]:
 class _Draws:
     """All that is drawn for problems of one seed and the same rows."""
 
-    def __init__(self, problem: Problem, batch_size: int, device: torch.device) -> None:
+    def __init__(self, problem: Problem, batch_size: int, X: Features) -> None:
         self._train = torch.from_numpy(problem.train)
         self._sizes = _sizes(len(problem.train), batch_size)
-        self._seed, self._device = problem.seed, device
+        self._seed, self._X = problem.seed, X
         self._order, self._partners = (
             torch.Generator().manual_seed(problem.seed + stream) for stream in (ORDER, MIXUP)
         )
-        self._noise = torch.Generator(device).manual_seed(problem.seed + DROPOUT)
+        self._noise = torch.Generator(X.device).manual_seed(problem.seed + DROPOUT)
         self._shares: dict[float, np.random.Generator] = {}
-        self.val = torch.from_numpy(problem.val).to(device)
+        self.val = torch.from_numpy(problem.val).to(X.device)
 
     def epoch(self) -> list[Tensor]:
         """Rows of each batch of an epoch, on the device."""
-        order = torch.randperm(len(self._train), generator=self._order)
-        return list(torch.split(self._train[order].to(self._device), self._sizes))
+        order = self._X.shuffled(self._train, self._order)
+        return list(torch.split(order.to(self._X.device), self._sizes))
 
     def noise(self, rows: int, width: int) -> Tensor:
         """Uniform in [0, 1), shape (rows, width)."""
-        return torch.rand(rows, width, generator=self._noise, device=self._device)
+        return torch.rand(rows, width, generator=self._noise, device=self._X.device)
 
     def partners(self, rows: int) -> Tensor:
         """With whom each row of a batch is mixed."""
-        return torch.randperm(rows, generator=self._partners).to(self._device)
+        return torch.randperm(rows, generator=self._partners).to(self._X.device)
 
     def share(self, alpha: float) -> float:
         """How much of a row stays its own: from Beta(alpha, alpha)."""
@@ -216,7 +221,7 @@ class _Stack:
     """One training run of problems that stand in the order of what they share."""
 
     def __init__(
-        self, X: Tensor, targets: Tensor, shape: Shape, problems: Sequence[Problem]
+        self, X: Features, targets: Tensor, shape: Shape, problems: Sequence[Problem]
     ) -> None:
         self.X, self.targets, self.shape = X, targets, shape
         self.problems = problems
@@ -229,7 +234,7 @@ class _Stack:
         self.draws: dict[tuple[int, bytes, bytes], _Draws] = {}
         for problem in problems:
             if _shared(problem) not in self.draws:
-                self.draws[_shared(problem)] = _Draws(problem, shape.batch_size, X.device)
+                self.draws[_shared(problem)] = _Draws(problem, shape.batch_size, X)
         self._arrange(np.arange(len(problems)))
         self.optimizer = StackedOptimizer(
             shape.optimizer, self.network.parameters(),
@@ -298,7 +303,7 @@ class _Stack:
             real = self._spread((torch.arange(most) < counts[:, None]).float().to(self.X.device))
         target = self._filled([self.targets.index_select(0, batch) for batch in batches], most)
         inputs = Inputs(
-            [self.X.index_select(0, batch).float() for batch in batches], self.runs, most, real,
+            [self.X.take(batch) for batch in batches], self.runs, most, real,
             self._noise(counts.tolist(), most), self.dropout, self._mixing(counts.tolist(), most),
         )  # fmt: skip
         parameters = self.network.parameters()
@@ -429,7 +434,7 @@ class _Stack:
             own = [(weight[first:last], bias[first:last]) for weight, bias in layers]
             sums = torch.zeros(2, last - first, dtype=torch.float64, device=self.X.device)
             for rows in torch.split(group.val, max(1, BLOCK_VALUES // self.X.shape[1])):
-                logits = logits_of(own, self.X.index_select(0, rows).float())
+                logits = logits_of(own, self.X.take(rows))
                 target = self.targets.index_select(0, rows)
                 target = target[None].expand(last - first, *target.shape)
                 if self.shape.multilabel:

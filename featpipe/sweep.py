@@ -19,6 +19,7 @@ from featpipe.split import Split
 from featpipe.targets import Targets
 from featpipe.tasks import Outcome, Task
 
+MOST_KEPT = 1 << 25  # probabilities: 256 MB
 LOWER_IS_BETTER = ("log_loss",)
 Progress = Callable[[int, int], None]
 
@@ -177,11 +178,18 @@ def run_sweep(
     tasks = [Task(train, val, val) for train, val in folds]
     total = len(layers) * len(heads) * len(tasks)
     candidates: list[Candidate] = []
+    # What all candidates said of their rows, while that is little: the winner's is wanted.
+    once = _once(tasks)
+    said: dict[int, dict[int, Outcome]] = {}
+    validated = sum(len(tasks[place].scored) for place in once)
+    keeps = len(layers) * len(heads) * validated * len(targets.classes) <= MOST_KEPT
     for layer in layers:
-        shared = SharedRows(cache, layer, rows, split.train, targets)
+        shared = SharedRows(cache, layer, rows, split.train, targets, settings, heads[0])
         fits: list[dict[int, _Fit]] = [{} for _ in heads]
         for outcome in shared.run(heads, tasks):
             truth = targets.values[tasks[outcome.task].scored]
+            if keeps and outcome.task in once:
+                said.setdefault(len(candidates) + outcome.head, {})[outcome.task] = outcome
             fits[outcome.head][outcome.task] = _Fit.of(outcome, truth)
             if on_progress:
                 on_progress(len(candidates) * len(tasks) + sum(map(len, fits)), total)
@@ -194,9 +202,12 @@ def run_sweep(
         metric = "average_precision"
     best = _best(candidates, metric)
     chosen, winner = candidates[best], heads[best % len(heads)]
-    if chosen.layer != layers[-1]:
-        shared = SharedRows(cache, chosen.layer, rows, split.train, targets)
-    held_out = _held_out(shared, winner, tasks, len(targets.classes))
+    if not keeps:
+        if chosen.layer != layers[-1]:
+            shared = SharedRows(cache, chosen.layer, rows, split.train, targets, settings, winner)
+        again = shared.run([winner], [tasks[place] for place in once])
+        said[best] = {once[outcome.task]: outcome for outcome in again}
+    held_out = _held_out(said[best], tasks, len(targets.classes))
     final = winner.refit(chosen.epochs) if split.folds else winner
     return Sweep(candidates, metric, best, final, held_out, len(tasks))
 
@@ -280,21 +291,27 @@ def _best(candidates: Sequence[Candidate], metric: str) -> int:
     return max(usable, key=merit)
 
 
-def _held_out(
-    shared: SharedRows, head: Head, tasks: Sequence[Task], classes: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Each validated row once, and what a fit without it says of it."""
-    once: list[Task] = []
+def _once(tasks: Sequence[Task]) -> list[int]:
+    """Tasks that score each row once: the first repetition of the folds."""
+    places: list[int] = []
     seen: set[int] = set()
-    for task in tasks:
-        if seen.isdisjoint(task.scored.tolist()):
-            once.append(task)
-            seen.update(task.scored.tolist())
-    rows = np.array(sorted(seen))
+    for place, task in enumerate(tasks):
+        scored = set(task.scored.tolist())
+        if seen.isdisjoint(scored):
+            places.append(place)
+            seen |= scored
+    return places
+
+
+def _held_out(
+    said: Mapping[int, Outcome], tasks: Sequence[Task], classes: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Validated rows, ascending, and what fits without them say of them."""
+    rows = np.sort(np.concatenate([tasks[place].scored for place in said]))
     proba = np.zeros((len(rows), classes))
-    for outcome in shared.run([head], once):
+    for place, outcome in said.items():
         if outcome.proba is not None:
-            proba[np.searchsorted(rows, once[outcome.task].scored)] = outcome.proba
+            proba[np.searchsorted(rows, tasks[place].scored)] = outcome.proba
     return rows, proba
 
 

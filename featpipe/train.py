@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from featpipe.calibration import (
     reliability,
 )
 from featpipe.classifier import Classifier
-from featpipe.crossfit import features_of
+from featpipe.crossfit import features_of, streamed
 from featpipe.descent import Epochs
 from featpipe.device import choose_device, machine_facts
 from featpipe.durable import save_json
@@ -40,6 +40,7 @@ from featpipe.targets import Targets, targets_of
 
 log = logging.getLogger(__name__)
 
+BLOCK_VALUES = 1 << 24  # probabilities of training rows at once
 PARTS: tuple[str, ...] = ("train", "val", "folds", "test")
 SELECTING = ("val", "folds")  # what a temperature may be fitted on; never test
 
@@ -52,7 +53,7 @@ class Result:
     ----------
     scores : dict of str to Scores or MultilabelScores
         Of ``train``, ``val``, ``folds`` and ``test``, those that have rows. ``folds`` is each
-        training row as a fit without it says.
+        training row as a fit without it says. Of ``train`` only the predicted classes are scored.
     curves : list of dict
         One an epoch; empty for heads without epochs.
     seconds : float
@@ -70,7 +71,7 @@ class Result:
     split : Split or None
         The rows, as numbers of the table's.
     proba : dict of str to float array, shape (rows, classes)
-        Calibrated, of each part.
+        Calibrated, of each part but ``train``.
     paired : dict of str to PairedTest
         This head against others on the same rows.
     """
@@ -167,7 +168,7 @@ def train_head(
     if not isinstance(features, FeatureCache):
         with FeatureCache.open(features) as opened:
             return train_head(
-                opened, head, settings, sweep, layers, on_progress, budgets, **options
+                opened, head, settings, sweep, layers, on_progress, budgets, against, **options
             )
     cache = features
     targets, split = prepare(cache, settings)
@@ -272,7 +273,7 @@ def fit_and_score(
     head : Head
         Unfitted.
     settings : TrainSettings
-        ``min_precision`` is used.
+        ``min_precision`` and ``memory`` are used.
     targets : Targets
         The table's own classes, if left out.
     sweep : Sweep
@@ -286,24 +287,38 @@ def fit_and_score(
     targets = targets or targets_of(cache.table)
     begun = time.perf_counter()
     rows = split.parts()
-    parts = {name: features_of(cache, layer, some) for name, some in rows.items()}
     truth = {name: targets.values[some] for name, some in rows.items()}
-    validation = (parts["val"], truth["val"]) if "val" in parts else None
-    head.fit(parts["train"], truth["train"], validation=validation)
-    raw = {name: _proba(head, some, len(targets.classes)) for name, some in parts.items()}
-    dimensions = int(parts["train"].shape[1])
-    del parts
+    every = np.sort(np.concatenate(list(rows.values())))
+    stream = streamed(cache, layer, every, settings, head)
+    if stream is None:
+        parts = {name: features_of(cache, layer, some) for name, some in rows.items()}
+        validation = (parts["val"], truth["val"]) if "val" in parts else None
+        head.fit(parts["train"], truth["train"], validation=validation)
+        blocks = {name: _in_blocks(some, len(targets.classes)) for name, some in parts.items()}
+    else:
+        log.info("Features are read block by block: memory does not hold them.")
+        places = {name: np.searchsorted(every, some) for name, some in rows.items()}
+        select = places.get("val", every[:0])
+        head.fit_streamed(stream, targets.values[every], places["train"], select)
+        blocks = {name: stream.blocks(some) for name, some in places.items()}
+    predicted = None
+    if not targets.multilabel:  # training rows may be many: what they look like is not kept
+        predicted = np.concatenate([head.predict(block) for block in blocks.pop("train")])
+    raw = {name: _proba(head, some, len(targets.classes)) for name, some in blocks.items()}
     if split.folds and sweep is not None:
         held_out, raw_folds = sweep.held_out
         truth["folds"], raw["folds"] = targets.values[held_out], raw_folds
     fitted_on = next((name for name in SELECTING if name in raw), None)
     calibration, proba = _calibrate(raw, truth, fitted_on, settings.min_precision)
-    scores = {name: _scores(truth[name], proba[name], targets) for name in PARTS if name in raw}
+    scores: dict[str, Scores | MultilabelScores] = {}
+    if predicted is not None:
+        scores["train"] = score(truth["train"], predicted, targets.classes)
+    scores |= {name: _scores(truth[name], proba[name], targets) for name in PARTS if name in raw}
     seconds += time.perf_counter() - begun
     conditions = {
         "features": cache.path.name,
         "layer": layer,
-        "dimensions": dimensions,
+        "dimensions": head.n_features_in_,
         "head": head_name,
         "options": {key: plain(value) for key, value in head.get_params().items()},
         "split": {
@@ -326,9 +341,17 @@ def fit_and_score(
     return classifier, result
 
 
-def _proba(head: Head, features: np.ndarray, classes: int) -> np.ndarray:
-    proba = np.zeros((len(features), classes))
-    proba[:, head.classes_] = head.predict_proba(features)
+def _in_blocks(features: np.ndarray, classes: int) -> Iterable[np.ndarray]:
+    """Rows of which so many are predicted at once that probabilities stay small."""
+    size = max(1, BLOCK_VALUES // classes)
+    return (features[start : start + size] for start in range(0, len(features), size))
+
+
+def _proba(head: Head, blocks: Iterable[np.ndarray], classes: int) -> np.ndarray:
+    """What a head says of features, block by block, as columns of all classes."""
+    found = np.concatenate([head.predict_proba(block) for block in blocks])
+    proba = np.zeros((len(found), classes))
+    proba[:, head.classes_] = found
     return proba
 
 

@@ -39,12 +39,15 @@ class Rows:
     device : str
     fine : Rows or None
         The same with more digits, if `blocks` has fewer than are known.
+    whole : bool
+        Whether memory holds all of them at once.
     """
 
     shape: tuple[int, int]
     blocks: Callable[[int], Iterator[Tensor]]
     device: str
     fine: "Rows | None" = None
+    whole: bool = True
 
     @classmethod
     def of(cls, X: Tensor, fine: "Rows | None" = None) -> "Rows":
@@ -176,7 +179,7 @@ class RowSpace:
     @staticmethod
     def pays(rows: Rows) -> bool:
         """Whether there are fewer coordinates, and few enough."""
-        return rows.shape[0] < rows.shape[1] and rows.shape[0] <= MOST_DIRECTIONS
+        return rows.whole and rows.shape[0] < rows.shape[1] and rows.shape[0] <= MOST_DIRECTIONS
 
     def _columns(self) -> Iterator[Tensor]:
         """Some columns after others, centred, in float64."""

@@ -311,8 +311,11 @@ def test_knn_counts_votes_by_cosine(block: int, monkeypatch: pytest.MonkeyPatch)
     model = KNeighborsClassifier(
         7, metric="cosine", algorithm="brute", weights=lambda far: np.exp(-far / 0.2)
     ).fit(X, y)
-    np.testing.assert_allclose(head.predict_proba(new), model.predict_proba(new), atol=1e-5)
     three, seven = head.votes(new, [3, 7])
+    shares = seven / seven.sum(axis=1, keepdims=True)
+    np.testing.assert_allclose(shares, model.predict_proba(new), atol=1e-5)
+    prior = seven + knn.PRIOR_VOTE
+    np.testing.assert_allclose(head.predict_proba(new), prior / prior.sum(1, keepdims=True))
     assert np.array_equal(head.set_params(k=3).predict(new), three.argmax(1))
     np.testing.assert_allclose(np.log(seven / seven.sum(1, keepdims=True) + 1e-9),
                                np.log(model.predict_proba(new) + 1e-9), atol=1e-3)  # fmt: skip

@@ -30,6 +30,7 @@ FLOORS = [
         "network",
         "descent",
         "tasks",
+        "streamed",
         "targets",
         "whitening",
         "logistic",

@@ -3,6 +3,7 @@
 import itertools
 import math
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,9 +13,18 @@ from torch.nn.functional import cross_entropy
 
 from featpipe.optimizers import SCHEDULES, StackedOptimizer, schedule_factor
 from featpipe.perceptrons import logits_of
-from featpipe.stacked import Problem, Shape, Trained, train_stacked
+from featpipe.stacked import Problem, Shape, Trained
+from featpipe.stacked import train_stacked as train_rows
+from featpipe.streamed import ResidentRows
 
 FEATURES, CLASSES = 12, 3
+
+
+def train_stacked(
+    X: torch.Tensor, y: torch.Tensor, shape: Shape, problems: list[Problem], **options: Any
+) -> list[Trained]:
+    """Train on rows in memory."""
+    return train_rows(ResidentRows(X), y, shape, problems, **options)
 
 
 def noisy(rows: int = 203, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:

@@ -9,7 +9,7 @@ import numpy as np
 
 from featpipe.cli._output import percent, print_table, say, seconds
 
-MOST_CANDIDATES = 60  # of a table
+MOST_ROWS = 60  # of a table
 
 
 def assigned(item: str, option: str = "--set") -> tuple[str, str]:
@@ -97,10 +97,10 @@ def print_sweep(sweep: dict[str, Any]) -> None:
     """Every candidate with mean, interval, spread and seconds; the best is marked."""
     metric, every = sweep["metric"], sweep["candidates"]
     numbers = list(range(len(every)))
-    if len(every) > MOST_CANDIDATES:
+    if len(every) > MOST_ROWS:
         sign = 1 if metric == "log_loss" else -1
         numbers.sort(key=lambda i: sign * every[i].get(metric, -sign * np.inf))
-        numbers = sorted({*numbers[: MOST_CANDIDATES // 2], sweep["best"]})
+        numbers = sorted({*numbers[: MOST_ROWS // 2], sweep["best"]})
     layers = len({one["layer"] for one in every}) > 1
     options = list(every[0]["options"])
     shown = [
@@ -154,8 +154,8 @@ def print_scores(scores: dict[str, Any]) -> None:
         interval = found["intervals_95"][names[0]]
         row = [part, str(found["n"]), percent(found[names[0]])]
         row.append("-" if interval is None else " to ".join(map(percent, interval)))
-        row += [percent(found[name]) for name in names[1:-1]]
-        rows.append([*row, f"{found['log_loss']:.4f}"])
+        row += [percent(found.get(name)) for name in names[1:-1]]
+        rows.append([*row, f"{found['log_loss']:.4f}" if "log_loss" in found else "-"])
     columns = ["rows", "images", titles[names[0]], "95 % interval"]
     print_table([*columns, *(titles[name] for name in names[1:])], rows)
 
@@ -165,14 +165,20 @@ def print_classes(part: str, scores: dict[str, Any], classes: tuple[str, ...]) -
     say()
     say(f"By class ({part}):")
     names = ["precision", "recall", "f1", "average_precision"]
+    rows = scores["per_class"]
+    shown = rows
+    if len(rows) > MOST_ROWS:
+        shown = sorted(rows, key=lambda row: row["recall"])[:20]
     print_table(
         ["class", "images", "precision %", "recall %", "F1 %", "average precision %"],
         [
-            [row["class"], str(row["images"]), *(percent(row[name]) for name in names)]
-            for row in scores["per_class"]
+            [row["class"], str(row["images"]), *(percent(row.get(name)) for name in names)]
+            for row in shown
         ],
     )
-    if "confusion" in scores and len(classes) <= 20:
+    if len(rows) > len(shown):
+        say(f"The {len(shown)} of lowest recall of {len(rows)} classes; result.json has all.")
+    if scores.get("confusion") and len(classes) <= 20:
         say()
         say(f"Confusion ({part}; rows are true classes):")
         print_table(

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Self
 
 import numpy as np
+from scipy.sparse import csr_array
 from scipy.special import expit, softmax
 from sklearn.base import BaseEstimator, ClassifierMixin, clone
 from sklearn.utils._param_validation import InvalidParameterError
@@ -25,6 +26,7 @@ from featpipe.descent import Epochs
 from featpipe.errors import HeadError, UnknownNameError
 from featpipe.registry import load_plugin, no_such
 from featpipe.settings import TrainSettings
+from featpipe.streamed import StreamedRows
 from featpipe.tasks import Outcome, Task
 
 Validation = tuple[np.ndarray, np.ndarray]
@@ -38,7 +40,8 @@ class Head(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     ``_parameter_constraints``. If it has a parameter ``standardize``, features are
     standardised by the training rows' mean and deviation before it sees them. If its
     ``multilabel`` is true it also takes one column of 0 and 1 for each label; its logits are
-    then those of each label by itself.
+    then those of each label by itself. If its ``streams`` is true it implements
+    ``_learn_streamed``, and its ``cross_fit`` takes `StreamedRows`, too.
 
     Attributes
     ----------
@@ -52,6 +55,7 @@ class Head(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     """
 
     multilabel = False
+    streams = False
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
@@ -73,10 +77,7 @@ class Head(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     def _fit_weighted(
         self, X: Any, y: Any, validation: Validation | None, sample_weight: Any
     ) -> Self:
-        try:
-            self._validate_params()
-        except InvalidParameterError as error:
-            raise HeadError(str(error)) from error
+        self._validate_options()
         X, y = validate_data(
             self, X, y, dtype=[np.float64, np.float32], multi_output=self.multilabel
         )
@@ -103,6 +104,43 @@ class Head(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self.curves_: Epochs = []
         self._learn(X, codes, held_out, weights)
         return self
+
+    def fit_streamed(
+        self, rows: StreamedRows, y: np.ndarray, train: np.ndarray, select: np.ndarray
+    ) -> Self:
+        """As `fit`, on features that are read block by block.
+
+        Parameters
+        ----------
+        rows : StreamedRows, shape (n, d)
+            As they are: they are standardised on the way, if the head wants that.
+        y : array, shape (n,) or (n, labels)
+        train, select : int arrays, ascending
+            Row numbers; those of `select` only select the epoch, and may be none. Their classes
+            occur in training.
+        """
+        self._validate_options()
+        self._targets(y[train])
+        codes = y if self.multilabel_ else np.searchsorted(self.classes_, y)
+        self.n_features_in_, self.curves_ = rows.shape[1], []
+        self._mean = self._scale = None
+        if getattr(self, "standardize", False):
+            mean, variance = rows.moments(train)
+            self._mean, self._scale = scales(mean, np.sqrt(variance), np.dtype(np.float32))
+            rows = rows.standardised(self._mean, self._scale)
+        self._learn_streamed(rows, codes, train, select)
+        return self
+
+    def _learn_streamed(
+        self, rows: StreamedRows, codes: np.ndarray, train: np.ndarray, select: np.ndarray
+    ) -> None:
+        raise TypeError(f"{type(self).__name__} does not implement _learn_streamed.")
+
+    def _validate_options(self) -> None:
+        try:
+            self._validate_params()
+        except InvalidParameterError as error:
+            raise HeadError(str(error)) from error
 
     def _targets(self, y: np.ndarray) -> np.ndarray:
         """Labels as numbers of classes, or float32 columns; sets `classes_`."""
@@ -148,7 +186,7 @@ class Head(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     def cross_fit(
         cls,
         heads: Sequence[Self],
-        X: np.ndarray,
+        X: np.ndarray | StreamedRows,
         targets: np.ndarray,
         n_classes: int,
         tasks: Sequence[Task],
@@ -162,7 +200,7 @@ class Head(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         ----------
         heads : sequence of Head
             Of this class. Their ``standardize`` is not looked at.
-        X : float array, shape (n, d)
+        X : float array, shape (n, d), or StreamedRows for heads that stream
             Standardised already, where that is wanted.
         targets : int array, shape (n,), or float32 array, shape (n, classes)
             Numbers of classes; 0 and 1 for multi-label.
@@ -173,6 +211,7 @@ class Head(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         ------
         Outcome
         """
+        assert isinstance(X, np.ndarray)
         for number, head in enumerate(heads):
             for place, task in enumerate(tasks):
                 begun = time.perf_counter()
@@ -348,8 +387,23 @@ def moments(X: np.ndarray, weights: np.ndarray | None = None) -> tuple[np.ndarra
     else:
         mean = np.average(X, axis=0, weights=weights)
         deviation = np.sqrt(np.average((X - mean) ** 2, axis=0, weights=weights))
-    mean, scale = mean.astype(X.dtype), deviation.astype(X.dtype)
-    return mean, np.where(scale > 1e-6 * np.abs(mean) + 1e-12, scale, 1).astype(X.dtype)
+    return scales(mean, deviation, X.dtype)
+
+
+def scales(
+    mean: np.ndarray, deviation: np.ndarray, dtype: np.dtype[Any]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and scale of features, given their mean and deviation in float64."""
+    mean, scale = mean.astype(dtype), deviation.astype(dtype)
+    return mean, np.where(scale > 1e-6 * np.abs(mean) + 1e-12, scale, 1).astype(dtype)
+
+
+def class_means(X: np.ndarray, codes: np.ndarray) -> np.ndarray:
+    """Mean of each class's rows, shape (classes, d), float64; every class has rows."""
+    counts = np.bincount(codes)
+    members = csr_array((np.ones(len(codes)), (codes, np.arange(len(codes)))))
+    means: np.ndarray = (members @ X) / counts[:, None]
+    return means
 
 
 def make_head(name: str, options: dict[str, Any] | None = None) -> Head:

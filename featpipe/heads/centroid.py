@@ -7,7 +7,7 @@ from sklearn.preprocessing import normalize
 from sklearn.utils._param_validation import Interval, StrOptions
 
 from featpipe.heads import Head as BaseHead
-from featpipe.heads import Validation
+from featpipe.heads import Validation, class_means
 
 
 class Head(BaseHead):
@@ -39,8 +39,7 @@ class Head(BaseHead):
 
     def _fit(self, X: np.ndarray, codes: np.ndarray, validation: Validation | None) -> None:
         rows = self._placed(X.astype(np.float64))
-        members = np.eye(len(self.classes_))[codes]
-        means = (members.T @ rows) / members.sum(axis=0)[:, None]
+        means = class_means(rows, codes)
         within = float(((rows - means[codes]) ** 2).mean())
         # A spread of nothing would make every probability 0 or 1, and some of them 0 / 0.
         self._spread = np.array([max(within, 1e-12 * float((rows**2).mean()), 1e-300)])

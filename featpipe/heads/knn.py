@@ -15,10 +15,13 @@ from torch.nn.functional import normalize
 from featpipe.device import choose_double
 from featpipe.heads import Head as BaseHead
 from featpipe.heads import Validation, probabilities
+from featpipe.streamed import StreamedRows
 from featpipe.tasks import Outcome, Task
 
 BLOCK_VALUES = 1 << 24  # similarities at once: 64 MB
-FEWEST = 1e-300  # votes; their logarithm is still a number
+# Of each class beside those that are cast: a class without a neighbour is unlikely, not impossible.
+# The nearest row's own vote is 1.
+PRIOR_VOTE = 0.1
 
 
 class Head(BaseHead):
@@ -100,12 +103,13 @@ class Head(BaseHead):
     def cross_fit(
         cls,
         heads: Sequence[Self],
-        X: np.ndarray,
+        X: np.ndarray | StreamedRows,
         targets: np.ndarray,
         n_classes: int,
         tasks: Sequence[Task],
     ) -> Iterator[Outcome]:
         """Every k of a task in one pass; see `Head.cross_fit`."""
+        assert isinstance(X, np.ndarray)
         unlike: dict[str, list[int]] = {}
         for number, head in enumerate(heads):
             unlike.setdefault(repr(clone(head).set_params(k=1)), []).append(number)
@@ -131,5 +135,5 @@ class Head(BaseHead):
 
 
 def _logits(votes: np.ndarray) -> np.ndarray:
-    logits: np.ndarray = np.log(np.maximum(votes, FEWEST))
+    logits: np.ndarray = np.log(votes + PRIOR_VOTE)
     return logits

@@ -7,7 +7,7 @@ import scipy.linalg
 from sklearn.covariance import ledoit_wolf_shrinkage
 from sklearn.utils._param_validation import Interval, StrOptions
 
-from featpipe.heads import LinearHead
+from featpipe.heads import LinearHead, class_means
 
 LEAST = 1e-10  # of the shrinkage: the covariance is to be invertible
 
@@ -47,9 +47,7 @@ class Head(LinearHead):
         self, X: np.ndarray, codes: np.ndarray, weights: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
         X = X.astype(np.float64)
-        members = np.eye(len(self.classes_))[codes]
-        counts = members.sum(axis=0)
-        means = (members.T @ X) / counts[:, None]
+        means = class_means(X, codes)
         middle = X.mean(axis=0)
         within = X - means[codes]
         sphere = float((within**2).mean())
@@ -60,7 +58,7 @@ class Head(LinearHead):
         share = max(self.shrinkage_, LEAST)
         between = (means - middle).T
         coef = _solved(within, 1 - share, max(share * sphere, 1e-300), between).T
-        intercept = np.log(counts / len(X)) - (coef * (means + middle)).sum(axis=1) / 2
+        intercept = np.log(np.bincount(codes) / len(X)) - (coef * (means + middle)).sum(axis=1) / 2
         return coef, intercept
 
 

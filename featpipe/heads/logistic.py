@@ -12,11 +12,13 @@ from sklearn.base import clone
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.class_weight import compute_sample_weight
+from torch import Tensor
 
 from featpipe.device import choose_double
 from featpipe.errors import HeadError
 from featpipe.heads import WeightedHead, both_columns, probabilities
 from featpipe.logistic import Rows, Solution, Solver
+from featpipe.streamed import StreamedRows
 from featpipe.tasks import Outcome, Task
 
 MOST_BYTES = 1 << 30  # that the solver remembers of the tasks it solves side by side
@@ -62,6 +64,7 @@ class Head(WeightedHead):
         "standardize": ["boolean"],
     }
     multilabel = True
+    streams = True
 
     def __init__(
         self,
@@ -84,8 +87,18 @@ class Head(WeightedHead):
     def _solve(
         self, X: np.ndarray, codes: np.ndarray, weights: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
-        device = choose_double(self.device)
-        solver = Solver(Rows.of(torch.as_tensor(X, device=device)), self.fit_intercept)
+        return self._solve_rows(_rows_of(X, np.arange(len(X)), self.device), codes, weights)
+
+    def _learn_streamed(
+        self, rows: StreamedRows, codes: np.ndarray, train: np.ndarray, select: np.ndarray
+    ) -> None:
+        given = _rows_of(rows, train, self.device)
+        self._coef, self._intercept = self._solve_rows(given, codes[train], np.ones(len(train)))
+
+    def _solve_rows(
+        self, given: Rows, codes: np.ndarray, weights: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        solver = Solver(given, self.fit_intercept)
         rows = self._row_weights(codes, weights[None], self.classes_)
         (found,) = self._minima(solver, codes, rows, len(self.classes_), [self.C])
         self.n_iter_, self.gap_ = int(found.iterations.max()), float(found.gap.max())
@@ -139,15 +152,14 @@ class Head(WeightedHead):
     def cross_fit(
         cls,
         heads: Sequence[Self],
-        X: np.ndarray,
+        X: np.ndarray | StreamedRows,
         targets: np.ndarray,
         n_classes: int,
         tasks: Sequence[Task],
     ) -> Iterator[Outcome]:
         """All tasks side by side, along the path of all C; see `Head.cross_fit`."""
         solvers: dict[bool, Solver] = {}
-        device = choose_double(heads[0].device)
-        rows = Rows.of(torch.as_tensor(X, device=device))
+        rows = _rows_of(X, np.arange(X.shape[0]), heads[0].device)
         each = MEMORIES * 8 * n_classes * min(X.shape)
         at_once = max(1, MOST_BYTES // each)
         parts = [tasks[start : start + at_once] for start in range(0, len(tasks), at_once)]
@@ -161,7 +173,7 @@ class Head(WeightedHead):
             Cs = [heads[number].C for number in numbers]
             for place, some in enumerate(parts):
                 begun = time.perf_counter()
-                weights = np.zeros((len(some), len(X)))
+                weights = np.zeros((len(some), X.shape[0]))
                 for row, task in zip(weights, some, strict=True):
                     row[task.train] = 1
                 weights = head._row_weights(targets, weights, np.arange(n_classes))
@@ -180,21 +192,41 @@ class Head(WeightedHead):
                     yield Outcome(numbers[i], place * at_once + j, proba, share)
 
 
+def _rows_of(X: np.ndarray | StreamedRows, rows: np.ndarray, device: str) -> Rows:
+    """Rows as the solver takes them."""
+    where = choose_double(device)
+    if isinstance(X, np.ndarray):
+        return Rows.of(torch.as_tensor(X, device=where))
+
+    def blocks(size: int) -> Iterator[Tensor]:
+        return (torch.as_tensor(block, device=where) for block in X.blocks(rows, size))
+
+    return Rows((len(rows), X.shape[1]), blocks, where, whole=False)
+
+
 def _scored(
-    path: Sequence[Solution], X: np.ndarray, targets: np.ndarray, tasks: Sequence[Task]
+    path: Sequence[Solution],
+    X: np.ndarray | StreamedRows,
+    targets: np.ndarray,
+    tasks: Sequence[Task],
 ) -> dict[tuple[int, int], np.ndarray]:
     """Probabilities of each task's scored rows at each C."""
     found = {}
     labels = targets.shape[1] if targets.ndim == 2 else 0
     for place, task in enumerate(tasks):
-        rows = X[task.scored]
         problems = slice(place * labels, (place + 1) * labels) if labels else place
-        for number, solution in enumerate(path):
+        blocks = [X[task.scored]] if isinstance(X, np.ndarray) else X.blocks(task.scored)
+        parts: list[list[np.ndarray]] = [[] for _ in path]
+        vectors = []
+        for solution in path:
             coef, intercept = solution.coef[problems], solution.intercept[problems]
             if labels:
                 coef, intercept = coef[:, 0], intercept[:, 0]
-            logits = rows @ coef.cpu().numpy().T.astype(X.dtype) + intercept.cpu().numpy()
-            found[number, place] = probabilities(
-                both_columns(logits), bool(labels), targets[task.train]
-            )
+            vectors.append((coef.cpu().numpy().T, intercept.cpu().numpy()))
+        for block in blocks:
+            for part, (weight, level) in zip(parts, vectors, strict=True):
+                part.append(block @ weight.astype(block.dtype) + level)
+        for number, part in enumerate(parts):
+            logits = both_columns(np.concatenate(part))
+            found[number, place] = probabilities(logits, bool(labels), targets[task.train])
     return found

@@ -10,6 +10,7 @@ import scipy.linalg
 from sklearn.utils._param_validation import Interval
 
 from featpipe.heads import WeightedHead, both_columns, probabilities
+from featpipe.streamed import StreamedRows
 from featpipe.tasks import Outcome, Task
 
 ALPHAS = np.logspace(-3, 5, 33)  # tried, times the features' mean variance
@@ -59,12 +60,13 @@ class Head(WeightedHead):
     def cross_fit(
         cls,
         heads: Sequence[Self],
-        X: np.ndarray,
+        X: np.ndarray | StreamedRows,
         targets: np.ndarray,
         n_classes: int,
         tasks: Sequence[Task],
     ) -> Iterator[Outcome]:
         """Every penalty of a task from one eigendecomposition; see `Head.cross_fit`."""
+        assert isinstance(X, np.ndarray)
         for place, task in enumerate(tasks):
             begun = time.perf_counter()
             classes, codes = np.unique(targets[task.train], return_inverse=True)

@@ -1,0 +1,158 @@
+"""Features that do not fit in memory: read block by block, as often as they are needed."""
+
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+CHUNK_BYTES = 1 << 24  # read at once
+
+
+class Features(Protocol):
+    """What mini-batches are taken from.
+
+    Attributes
+    ----------
+    shape : pair of int
+    device : torch.device
+    shares_reading : bool
+        Whether perceptrons of other rows or seeds may be trained beside each other; where rows
+        are read from a file, each order of rows would read all of them.
+    """
+
+    shape: tuple[int, int]
+    device: torch.device
+    shares_reading: bool
+
+    def take(self, rows: Tensor) -> Tensor:
+        """Some rows, float32, on the device."""
+
+    def shuffled(self, rows: Tensor, generator: torch.Generator) -> Tensor:
+        """The same row numbers in the order of an epoch."""
+
+
+class ResidentRows:
+    """Rows in memory, on their device."""
+
+    shares_reading = True
+
+    def __init__(self, X: Tensor) -> None:
+        self._X, self.shape, self.device = X, (len(X), X.shape[1]), X.device
+
+    def take(self, rows: Tensor) -> Tensor:
+        """Some rows, float32, on the device."""
+        return self._X.index_select(0, rows.to(self.device)).float()
+
+    def shuffled(self, rows: Tensor, generator: torch.Generator) -> Tensor:
+        """The rows in any order, all orders being equally likely."""
+        return rows[torch.randperm(len(rows), generator=generator)]
+
+
+class StreamedRows:
+    """Rows that are read, and standardised, when they are asked for.
+
+    Parameters
+    ----------
+    read : callable
+        ``read(rows)`` gives the features of ascending row numbers, float array of shape
+        (rows, d).
+    shape : pair of int
+    most_bytes : int
+        Of float32 that are held at once.
+    device : torch.device
+    """
+
+    shares_reading = False
+
+    def __init__(
+        self,
+        read: Callable[[np.ndarray], np.ndarray],
+        shape: tuple[int, int],
+        most_bytes: int,
+        device: torch.device | None = None,
+    ) -> None:
+        self.shape, self.most_bytes = shape, most_bytes
+        self.device = device or torch.device("cpu")
+        self._read = read
+        self._mean: np.ndarray | None = None
+        self._scale: np.ndarray | None = None
+        self._chunk = max(1, min(CHUNK_BYTES, most_bytes // 8) // (4 * shape[1]))
+        self._most = max(2, most_bytes // (4 * shape[1] * self._chunk))
+        self._held: OrderedDict[int, np.ndarray] = OrderedDict()
+
+    def on(self, device: torch.device) -> "StreamedRows":
+        """The same rows, handed out on another device."""
+        other = StreamedRows(self._read, self.shape, self.most_bytes, device)
+        other._mean, other._scale = self._mean, self._scale
+        return other
+
+    def standardised(self, mean: np.ndarray, scale: np.ndarray) -> "StreamedRows":
+        """The same rows less a mean and divided by a scale."""
+        other = self.on(self.device)
+        other._mean, other._scale = mean, scale
+        return other
+
+    def blocks(self, rows: np.ndarray, size: int | None = None) -> Iterator[np.ndarray]:
+        """Features of ascending row numbers, at most `size` of them at once."""
+        size = min(size or self._chunk, self._chunk)
+        for start in range(0, len(rows), size):
+            yield self._finished(rows[start : start + size])
+
+    def _finished(self, rows: np.ndarray) -> np.ndarray:
+        features = self._read(rows).astype(np.float32, copy=False)
+        if self._mean is not None:
+            features = (features - self._mean) / self._scale
+        return features
+
+    def moments(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Mean and variance of each feature over some rows, float64."""
+        count, mean = 0, np.zeros(self.shape[1])
+        squares = np.zeros(self.shape[1])
+        for block in self.blocks(rows):
+            # Two parts are joined by their means, so that large ones do not cancel.
+            own = block.mean(axis=0, dtype=np.float64)
+            apart, total = own - mean, count + len(block)
+            squares += np.square(block - own).sum(axis=0)
+            squares += apart**2 * (count * len(block) / total)
+            mean += apart * (len(block) / total)
+            count = total
+        return mean, squares / max(1, count)
+
+    def take(self, rows: Tensor) -> Tensor:
+        """Some rows, float32, on the device."""
+        numbers = rows.cpu().numpy()
+        result = np.empty((len(numbers), self.shape[1]), np.float32)
+        chunks = numbers // self._chunk
+        for chunk in np.unique(chunks):
+            here = chunks == chunk
+            result[here] = self._hold(int(chunk))[numbers[here] - chunk * self._chunk]
+        return torch.from_numpy(result).to(self.device)
+
+    def _hold(self, chunk: int) -> np.ndarray:
+        """A chunk's rows; those that were used last stay in memory."""
+        if chunk not in self._held:
+            while len(self._held) >= self._most:
+                self._held.popitem(last=False)
+            first = chunk * self._chunk
+            self._held[chunk] = self._finished(
+                np.arange(first, min(first + self._chunk, self.shape[0]))
+            )
+        self._held.move_to_end(chunk)
+        return self._held[chunk]
+
+    def shuffled(self, rows: Tensor, generator: torch.Generator) -> Tensor:
+        """The rows in an order that reads each chunk once.
+
+        Chunks are shuffled, then the rows of as many chunks as half the memory holds.
+        """
+        chunks = rows // self._chunk
+        numbers = torch.from_numpy(np.unique(chunks.numpy()))
+        order = numbers[torch.randperm(len(numbers), generator=generator)]
+        parts = []
+        for some in torch.split(order, max(1, self._most // 2)):
+            here = rows[torch.isin(chunks, some)]
+            parts.append(here[torch.randperm(len(here), generator=generator)])
+        return torch.cat(parts)
