@@ -59,7 +59,10 @@ class StackedOptimizer:
     def step(
         self, parameters: Sequence[Tensor], gradients: Sequence[Tensor], factor: float = 1.0
     ) -> None:
-        """One step; `factor` is the schedule's part of every learning rate."""
+        """One step; `factor` is the schedule's part of every learning rate.
+
+        `gradients` are changed, too.
+        """
         self._steps += 1
         for number, (parameter, gradient) in enumerate(zip(parameters, gradients, strict=True)):
             members = max(1, CACHED // max(1, parameter[0].numel()))
@@ -77,7 +80,7 @@ class StackedOptimizer:
         if self._kind == "adamw":
             parameter *= 1 - lr * decay
         else:
-            gradient = gradient + decay * parameter
+            gradient += decay * parameter
         if self._kind == "sgd":
             first.mul_(self._momentum[part].view(shape)).add_(gradient)
             parameter -= lr * first
@@ -85,8 +88,9 @@ class StackedOptimizer:
         second = self._second[number][part]
         first.lerp_(gradient, 1 - BETA1)
         second.mul_(BETA2).addcmul_(gradient, gradient, value=1 - BETA2)
-        root = second.sqrt().mul_(1 / math.sqrt(1 - BETA2**self._steps)).add_(EPS)
-        parameter -= (first / root).mul_(lr / (1 - BETA1**self._steps))
+        root = torch.sqrt(second, out=gradient)
+        root.mul_(1 / math.sqrt(1 - BETA2**self._steps)).add_(EPS)
+        parameter -= torch.div(first, root, out=root).mul_(lr / (1 - BETA1**self._steps))
 
 
 def schedule_factor(schedule: str, step: int, steps: int) -> float:

@@ -12,7 +12,6 @@ from itertools import pairwise
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 
 NORM_EPS, NORM_MOMENTUM = 1e-5, 0.1
 
@@ -101,6 +100,7 @@ class Perceptrons:
             }
             self.weights.append(torch.stack([drawn[seed][0] for seed in seeds]).to(device))
             self.biases.append(torch.stack([drawn[seed][1] for seed in seeds]).to(device))
+        self._gradient: Tensor | None = None
         # Scale, shift, running mean and running variance.
         self.norms = [
             [
@@ -131,15 +131,31 @@ class Perceptrons:
         self.biases = [part[places] for part in self.biases]
         self.norms = [[part[places] for part in norm] for norm in self.norms]
 
-    def __call__(self, inputs: Inputs) -> Tensor:
-        """Logits in training, shape (perceptrons, rows, outputs)."""
-        parts = []
-        # One split, not a slice for each run: its gradient is put together once.
-        of_runs = torch.split(self.weights[0], [last - first for first, last in inputs.runs])
-        for weight, block in zip(of_runs, inputs.blocks, strict=True):
-            inside = (block @ weight.flatten(0, 1).T).view(len(block), *weight.shape[:2])
-            parts.append(pad(inside.transpose(0, 1), (0, 0, 0, inputs.rows - len(block))))
-        values = torch.cat(parts) if len(parts) > 1 else parts[0]
+    def first(self, inputs: Inputs) -> Tensor:
+        """What the first layer's weights make of a batch, shape (perceptrons, rows, width)."""
+        weights = self.weights[0]
+        values = weights.new_zeros(len(weights), inputs.rows, weights.shape[1])
+        for (first, last), block in zip(inputs.runs, inputs.blocks, strict=True):
+            inside = block @ weights[first:last].flatten(0, 1).T
+            values[first:last, : len(block)] = inside.view(
+                len(block), last - first, weights.shape[1]
+            ).transpose(0, 1)
+        return values
+
+    def first_gradient(self, inputs: Inputs, of_values: Tensor) -> Tensor:
+        """The gradient of the first layer's weights, given that of what they make of a batch.
+
+        By hand: it is most of the work, and is written where the last one was.
+        """
+        if self._gradient is None or len(self._gradient) != len(self.weights[0]):
+            self._gradient = torch.empty_like(self.weights[0])
+        for (first, last), block in zip(inputs.runs, inputs.blocks, strict=True):
+            own = of_values[first:last, : len(block)].transpose(0, 1).reshape(len(block), -1)
+            torch.mm(own.T, block, out=self._gradient[first:last].flatten(0, 1))
+        return self._gradient
+
+    def rest(self, values: Tensor, inputs: Inputs) -> Tensor:
+        """Logits in training, shape (perceptrons, rows, outputs), of what `first` made."""
         if inputs.mixing is not None:
             # The first layer is linear: mixing what it gives is mixing what it takes.
             values = inputs.mixing.of_values(values)

@@ -307,21 +307,25 @@ class _Stack:
             self._noise(counts.tolist(), most), self.dropout, self._mixing(counts.tolist(), most),
         )  # fmt: skip
         parameters = self.network.parameters()
-        for parameter in parameters:
-            parameter.requires_grad_(True)
+        rest = parameters[1:]
+        values = self.network.first(inputs)
+        for leaf in (values, *rest):
+            leaf.requires_grad_(True)
         with torch.enable_grad():
-            logits = self.network(inputs)
+            logits = self.network.rest(values, inputs)
             loss = self._loss(logits, target, inputs.mixing)
             loss = (loss if real is None else loss * real).sum(1)
             count = self._spread(counts.float().to(self.X.device))
-            gradients = list(torch.autograd.grad((loss / count).sum(), parameters))
-        for parameter in parameters:
-            parameter.requires_grad_(False)
+            of_values, *gradients = torch.autograd.grad((loss / count).sum(), [values, *rest])
+        for leaf in rest:
+            leaf.requires_grad_(False)
+        gradients = [self.network.first_gradient(inputs, of_values), *gradients]
         if self.clip is not None:
             squares = [part.square().flatten(1).sum(1) for part in gradients]
             norm = torch.stack(squares).sum(0).sqrt()
             shrink = (self.clip / norm.clamp(min=1e-12)).clamp(max=1)
-            gradients = [part * shrink[:, None, None] for part in gradients]
+            for part in gradients:
+                part *= shrink[:, None, None]
         self.optimizer.step(parameters, gradients, factor)
         hits = self._hits(logits.detach(), target)
         return torch.stack([loss.detach(), (hits if real is None else hits * real).sum(1)])

@@ -248,12 +248,12 @@ def test_an_optimizer_goes_on_with_some_of_its_members() -> None:
         first = StackedOptimizer(kind, whole, *vectors)
         second = StackedOptimizer(kind, part, *vectors)
         for gradient in gradients[:3]:
-            first.step(whole, [gradient])
-            second.step(part, [gradient])
+            first.step(whole, [gradient.clone()])
+            second.step(part, [gradient.clone()])
         places = torch.tensor([0, 2])
         second.take(places)
         part = [part[0][places]]
         for gradient in gradients[3:]:
-            first.step(whole, [gradient])
+            first.step(whole, [gradient.clone()])
             second.step(part, [gradient[places]])
         torch.testing.assert_close(whole[0][places], part[0])

@@ -19,6 +19,7 @@ from sklearn.metrics import (
 )
 from sklearn.preprocessing import StandardScaler
 
+from featpipe import sweep
 from featpipe.cache import FeatureCache
 from featpipe.cache_assemble import table_columns, write_cache
 from featpipe.errors import HeadError, SplitError
@@ -196,10 +197,12 @@ def test_without_folds_the_validation_rows_choose(blurred: FeatureCache) -> None
         assert one.to_dict()["spread"]["accuracy"] is None
 
 
+@pytest.mark.parametrize("kept", [0, sweep.MOST_KEPT])
 @pytest.mark.parametrize("repeats", [1, 3])
 def test_each_training_row_is_held_out_once_by_a_fit_that_has_not_seen_it(
-    tmp_path: Path, repeats: int
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, repeats: int, kept: int
 ) -> None:
+    monkeypatch.setattr(sweep, "MOST_KEPT", kept)
     # Labels are noise: a nearest neighbour that has seen a row knows it, any other guesses.
     rng = np.random.default_rng(1)
     names = [NAMES[code] for code in rng.permutation(np.arange(120) % 2)]
@@ -217,6 +220,23 @@ def test_each_training_row_is_held_out_once_by_a_fit_that_has_not_seen_it(
         by_hand = make_head("knn", {"k": 1, "device": "cpu"}).fit(X[train], labels[train])
         assert proba[np.isin(rows, val)] == pytest.approx(by_hand.predict_proba(X[val]))
     assert found.folds == 4 * repeats
+
+
+@pytest.mark.parametrize("order", [[True, False], [False, True]])
+def test_rows_held_out_are_standardised_only_if_the_chosen_head_wants_that(
+    tmp_path: Path, order: list[bool]
+) -> None:
+    features, names = clouds(120, spread=0.8)
+    noise = np.random.default_rng(0).normal(size=(120, 60))
+    cache = made(tmp_path / "f.h5", {"only": np.hstack([50 * (features - 5), noise])}, names)
+    settings = TrainSettings(folds=3, device="cpu")
+    found, _ = swept(cache, "knn", {"standardize": order}, settings, k=5)
+    assert found.chosen.options == {"standardize": False}
+    rows, proba = found.held_out
+    labels = cache.table.labels
+    assert labels is not None
+    right = (proba.argmax(axis=1) == labels[rows]).mean()
+    assert right == pytest.approx(np.mean(found.chosen.folds["accuracy"]))
 
 
 def test_the_final_head_trains_as_many_epochs_as_the_median_fold(blurred: FeatureCache) -> None:
@@ -267,7 +287,11 @@ def test_progress_counts_every_fit_of_every_layer(tmp_path: Path) -> None:
     assert seen == [(done, 12) for done in range(1, 13)]
 
 
-def test_the_layer_that_carries_the_signal_is_chosen_wherever_it_stands(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kept", [0, sweep.MOST_KEPT])
+def test_the_layer_that_carries_the_signal_is_chosen_wherever_it_stands(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kept: int
+) -> None:
+    monkeypatch.setattr(sweep, "MOST_KEPT", kept)
     features, names = clouds(60, spread=0.5)
     noise = np.random.default_rng(3).normal(size=(60, 5))
     for layers in (("noise", "signal"), ("signal", "noise")):

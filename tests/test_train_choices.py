@@ -212,12 +212,13 @@ def test_a_path_is_as_good_as_an_open_cache(blurred: FeatureCache) -> None:
         train_head(
             cache, "knn", settings, {"k": [1, 5]}, ("all",),
             lambda done, total, seen=seen[place]: seen.append((done, total)),
-            (2, None), temperature=0.2,
+            (2, None), ("lda",), temperature=0.2,
         )[1]
         for place, cache in enumerate((blurred, blurred.path))
     ]  # fmt: skip
     assert document(results[0]) == document(results[1])
     assert results[1].budget is not None
+    assert list(results[1].paired) == ["lda"]
     assert seen[0] == seen[1] != []
 
 
@@ -443,7 +444,7 @@ def test_the_threshold_keeps_what_was_asked_on_validation_rows(
     assert right.mean() < 0.95 <= right[sure].mean()
     found = result.calibration["abstention"]
     assert found["val"] == {"coverage": sure.mean(), "precision": right[sure].mean()}
-    assert set(found) == {"train", "val", "test"}
+    assert {"val", "test"} <= set(found)
     classifier.save(tmp_path / "c.safetensors")
     assert Classifier.load(tmp_path / "c.safetensors").threshold == classifier.threshold
 
