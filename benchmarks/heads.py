@@ -1,9 +1,10 @@
 """Heads against scikit-learn, side by side on the same rows.
 
-    python benchmarks/heads.py [--only single easy path wide knn] [--repeats 3]
+    python benchmarks/heads.py [--only single easy path wide stack knn] [--repeats 3]
 
 `single` is one logistic regression, `path` ten C by five folds, `wide` twenty C by five folds where
-features outnumber rows, `knn` nearest neighbours. Rows are made up: noisy classes,
+features outnumber rows, `stack` 64 linear heads (learning rates x weight decays) trained at once,
+one, and 64 one after the other, `knn` nearest neighbours. Rows are made up: noisy classes,
 features of falling variance, as networks give them. Medians of repeats, interleaved, set-up
 included; the objective is computed the same way, in float64, from everybody's coefficients. `easy`
 is `single` where classes are far apart, which plain L-BFGS solves in a few steps. Results go to
@@ -28,6 +29,8 @@ from sklearn.neighbors import NearestNeighbors
 from featpipe.device import machine_facts
 from featpipe.heads import make_head
 from featpipe.logistic import Rows, Solver
+from featpipe.stacked import Problem, Shape, Trained, train_stacked
+from featpipe.streamed import ResidentRows
 
 RESULTS = Path(__file__).parent / "results" / "heads.json"
 Data = tuple[np.ndarray, np.ndarray]
@@ -158,6 +161,57 @@ def wide(repeats: int) -> dict[str, Any]:
     return grid(repeats, 1481, 25_088, 2, np.logspace(-6, 1, 20))
 
 
+def stack(repeats: int) -> dict[str, Any]:
+    """64 linear heads at once, beside one of them and all of them in sequence."""
+    return {
+        "1200 x 1280 x 5": _stack(repeats, 1200, 1280, 5, 20),
+        "20000 x 2048 x 10": _stack(repeats, 20_000, 2048, 10, 1),
+    }
+
+
+def _stack(repeats: int, n: int, d: int, classes: int, epochs: int) -> dict[str, Any]:
+    X, y = made_up(n, d, classes)
+    X = (X - X.mean(axis=0)) / X.std(axis=0)
+    rows, targets = ResidentRows(torch.from_numpy(X)), torch.from_numpy(y)
+    train, val = np.arange(n // 5, n), np.arange(n // 5)
+    problems = [
+        Problem(train, val, lr, decay)
+        for lr in np.geomspace(1e-5, 1e-2, 8).tolist()
+        for decay in np.geomspace(1e-5, 1e-1, 8).tolist()
+    ]
+    shape = Shape((d, classes), epochs, 64)
+
+    def all_at_once() -> list[Trained]:
+        return train_stacked(rows, targets, shape, problems)
+
+    def in_sequence() -> list[Trained]:
+        return [train_stacked(rows, targets, shape, [problem])[0] for problem in problems]
+
+    def one() -> list[Trained]:
+        return train_stacked(rows, targets, shape, problems[36:37])
+
+    seconds: dict[str, list[float]] = {"one": [], "64 at once": [], "64 in sequence": []}
+    one()
+    for _ in range(repeats):
+        seconds["one"].append(timed(one)[0])
+        took, stacked = timed(all_at_once)
+        seconds["64 at once"].append(took)
+        took, alone = timed(in_sequence)
+        seconds["64 in sequence"].append(took)
+        print(seconds, flush=True)
+    medians = {name: statistics.median(values) for name, values in seconds.items()}
+    apart = max(
+        float((first.layers[0][0] - second.layers[0][0]).abs().max())
+        for first, second in zip(stacked, alone, strict=True)
+    )
+    return {
+        "seconds": seconds, "medians": medians, "epochs": epochs,
+        "times_one": medians["64 at once"] / medians["one"],
+        "share_of_sequence": medians["64 at once"] / medians["64 in sequence"],
+        "largest_difference_of_a_weight": apart,
+    }  # fmt: skip
+
+
 def knn(repeats: int, n: int = 50_000, d: int = 2048, queries: int = 5000) -> dict[str, Any]:
     """The 20 nearest of 50,000 rows."""
     X, y = made_up(n + queries, d, 10)
@@ -191,7 +245,7 @@ def _compared(seconds: dict[str, list[float]]) -> dict[str, Any]:
 
 SECTIONS: dict[str, Callable[[int], dict[str, Any]]] = {
     "single": single, "easy": lambda repeats: single(repeats, apart=3.0),
-    "path": path, "wide": wide, "knn": knn,
+    "path": path, "wide": wide, "stack": stack, "knn": knn,
 }  # fmt: skip
 
 
