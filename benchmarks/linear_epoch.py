@@ -16,18 +16,20 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, TensorDataset
 
-from featpipe.descent import Descent, descend
 from featpipe.device import choose_device, machine_facts
+from featpipe.stacked import Problem, Shape, train_stacked
+from featpipe.streamed import ResidentRows
 
 ROWS, DIMENSIONS, CLASSES, EPOCHS = 1481, 25_088, 2, 3
 
 
 def ours(features: np.ndarray, labels: np.ndarray, device: str, batch_size: int) -> float:
-    network = torch.nn.Linear(DIMENSIONS, CLASSES).to(device)
-    inputs = torch.tensor(features, device=device)
+    rows = ResidentRows(torch.tensor(features, device=device))
     targets = torch.tensor(labels, device=device)
+    every = np.arange(ROWS)
+    shape = Shape((DIMENSIONS, CLASSES), EPOCHS, batch_size)
     begun = time.perf_counter()
-    descend(network, inputs, targets, Descent(EPOCHS, batch_size, 1e-5))
+    train_stacked(rows, targets, shape, [Problem(every, every[:0], 1e-5)])
     _finish(device)
     return (time.perf_counter() - begun) / EPOCHS
 

@@ -81,6 +81,7 @@ class SharedRows:
         head: Head,
     ) -> None:
         self._rows, self._targets = rows, targets
+        self._cache, self._layer = cache, layer
         stream = streamed(cache, layer, rows, settings, head)
         self._X: np.ndarray | StreamedRows = stream or features_of(cache, layer, rows)
         self._pool = np.searchsorted(rows, pool)
@@ -93,7 +94,6 @@ class SharedRows:
             for t in tasks
         ]
         targets = self._targets.values[self._rows]
-        # Those that want features as they are come first: standardising is done in place.
         for standard in (False, True):
             numbers = [
                 number
@@ -102,21 +102,24 @@ class SharedRows:
             ]
             if not numbers:
                 continue
-            X = self._standardised() if standard else self._X
+            X = self._standardised() if standard else self._as_they_are()
             some = [heads[number] for number in numbers]
             classes = len(self._targets.classes)
             for outcome in type(some[0]).cross_fit(some, X, targets, classes, positions):
                 yield replace(outcome, head=numbers[outcome.head])
 
+    def _as_they_are(self) -> np.ndarray | StreamedRows:
+        if self._standard and isinstance(self._X, np.ndarray):
+            self._X, self._standard = features_of(self._cache, self._layer, self._rows), False
+        return self._X
+
     def _standardised(self) -> np.ndarray | StreamedRows:
-        if self._standard:
-            return self._X
-        self._standard = True
         if isinstance(self._X, StreamedRows):
             mean, variance = self._X.moments(self._pool)
-            self._X = self._X.standardised(*scales(mean, np.sqrt(variance), np.dtype(np.float32)))
-        else:
+            return self._X.standardised(*scales(mean, np.sqrt(variance), np.dtype(np.float32)))
+        if not self._standard:  # in place: they may be all that memory holds
             mean, scale = moments(self._X[self._pool])
             self._X -= mean
             self._X /= scale
+            self._standard = True
         return self._X

@@ -175,7 +175,7 @@ class TrainSettings(_Checked):
     min_precision: float | None = option(
         None,
         "Abstain below the confidence from which validation predictions are right this often.",
-        minimum=0.0,
+        minimum=0.01,
         maximum=1.0,
     )
     seed: int = option(

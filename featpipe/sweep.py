@@ -169,6 +169,9 @@ def run_sweep(
     """
     if not split.folds and not len(split.val):
         raise SplitError("A sweep is chosen on validation rows: give --folds, or --val above 0.")
+    for name, values in grid.items():
+        if not len(values):
+            raise HeadError(f"The sweep of {name} has no values.")
     combinations = [
         dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())
     ]
@@ -239,14 +242,14 @@ def validation_figures(truth: np.ndarray, proba: np.ndarray) -> dict[str, float]
     -------
     dict of str to float
         ``accuracy``, ``balanced_accuracy`` (mean recall of the classes that occur) and
-        ``log_loss``; of labels ``average_precision``, the mean over labels that occur, and
-        ``log_loss``.
+        ``log_loss``; of labels ``average_precision``, the mean over labels that occur (0 where
+        none does), and ``log_loss``.
     """
     if truth.ndim == 2:
-        occurs = truth.any(axis=0)
-        precision = average_precision_score(truth[:, occurs], proba[:, occurs], average="macro")
+        occurs = np.flatnonzero(truth.any(axis=0))
+        precisions = [average_precision_score(truth[:, i], proba[:, i]) for i in occurs]
         return {
-            "average_precision": float(precision),
+            "average_precision": float(np.mean(precisions)) if precisions else 0.0,
             "log_loss": float(log_losses(proba, truth.astype(bool)).mean()),
         }
     right = proba.argmax(axis=1) == truth

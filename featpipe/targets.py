@@ -1,5 +1,6 @@
 """What is to be predicted: one class an image, or several labels."""
 
+import logging
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -7,6 +8,8 @@ import numpy as np
 
 from featpipe.errors import SplitError
 from featpipe.table import ImageTable, sort_classes
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,6 +62,10 @@ def targets_of(table: ImageTable, separator: str | None = None) -> Targets:
         )
     if separator is None:
         return Targets(table.labels, table.classes)
+    if not separator.strip():
+        raise SplitError("The separator is empty; give what stands between labels, such as '|'.")
+    if not any(separator in name for name in table.classes):
+        log.warning("No class contains the separator %r: every image has one label.", separator)
     sets = [
         {part.strip() for part in name.split(separator) if part.strip()} for name in table.classes
     ]

@@ -177,9 +177,12 @@ def train_head(
     if list(layers) == ["all"]:
         names = list(cache.spec.layers)
     else:
-        names = [cache.layer(layer) for layer in layers] or [cache.layer(settings.layer)]
+        wanted: Sequence[str | None] = layers or [settings.layer]
+        names = list(dict.fromkeys(cache.layer(layer) for layer in wanted))
     begun, found = time.perf_counter(), None
     unfitted = build_head(head, settings, options)
+    for name in against:
+        build_head(name, settings, {})
     if targets.multilabel and not unfitted.multilabel:
         raise HeadError(
             f"{head} learns one class an image. With a separator use linear, mlp or logistic, or "
@@ -221,7 +224,7 @@ def _paired(
     part = list(result.scores)[-1]
     assert result.split is not None
     rows = result.split.train if part == "folds" else result.split.parts()[part]
-    same = replace(settings, layer=layer)
+    same = replace(settings, layer=layer, min_precision=None)
     found = {}
     for name in against:
         _, other = train_head(cache, name, same)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+import matplotlib.axes
 import numpy as np
 import pytest
 from hypothesis import given
@@ -324,3 +325,31 @@ def test_a_candidate_that_diverged_says_so(features: Path, tmp_path: Path) -> No
     row = next(line for line in words(text) if line[:1] == ["1e+38"])
     assert row[1:-1] == ["-", "-", "-", "-", "diverged", "in", "epoch", row[-2]]
     assert (tmp_path / "o" / "sweep.png").is_file()
+
+
+def test_the_picture_marks_the_candidate_that_was_chosen(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    features, names = clouds(60, spread=0.1)
+    path = made(tmp_path / "f.h5", {"only": features}, names).path
+    drawn: list[Any] = []
+    plot = matplotlib.axes.Axes.plot
+
+    def watched(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if any(isinstance(value, str) and "*" in value for value in args):
+            drawn.append(args)
+        return plot(self, *args, **kwargs)
+
+    monkeypatch.setattr(matplotlib.axes.Axes, "plot", watched)
+    invoke(
+        "train-head", path, "--head", "logistic", "--sweep", "C=0.01,0.1,1", "--folds", 3,
+        "-o", tmp_path / "o", "--device", "cpu",
+    )  # fmt: skip
+    assert drawn
+    assert float(np.ravel(drawn[0][0])[0]) == 1.0  # of equal accuracy, the lowest log-loss
+
+
+def test_a_range_of_whole_numbers_is_whole_numbers(tmp_path: Path) -> None:
+    features, names = clouds(60)
+    path = made(tmp_path / "f.h5", {"only": features}, names).path
+    invoke("train-head", path, "--head", "knn", "--sweep", "k=1:9:5", "-o", tmp_path / "o")

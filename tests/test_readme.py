@@ -4,6 +4,7 @@ import re
 import shlex
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner
@@ -56,7 +57,12 @@ def test_the_python_snippet_runs(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    (snippet,) = re.findall(r"```python\n(.*?)```", README, re.S)
+    extractor, snippet = re.findall(r"```python\n(.*?)```", README, re.S)
+    names: dict[str, Any] = {}
+    exec(extractor.replace('"vgg16"', f'"pixels", cache="{tmp_path}"'), names)
+    paths = sorted(shapes.rglob("*_*.*"))
+    model = names["model"].fit(paths, [path.parent.name for path in paths])
+    assert model.score(paths, [path.parent.name for path in paths]) > 0.9
     shutil.copytree(shapes, tmp_path / "photos")
     monkeypatch.chdir(tmp_path)
     exec(snippet.replace('"resnet50"', '"pixels"'), {})

@@ -222,10 +222,12 @@ def test_each_training_row_is_held_out_once_by_a_fit_that_has_not_seen_it(
     assert found.folds == 4 * repeats
 
 
+@pytest.mark.parametrize("kept", [0, sweep.MOST_KEPT])
 @pytest.mark.parametrize("order", [[True, False], [False, True]])
 def test_rows_held_out_are_standardised_only_if_the_chosen_head_wants_that(
-    tmp_path: Path, order: list[bool]
+    tmp_path: Path, order: list[bool], kept: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(sweep, "MOST_KEPT", kept)
     features, names = clouds(120, spread=0.8)
     noise = np.random.default_rng(0).normal(size=(120, 60))
     cache = made(tmp_path / "f.h5", {"only": np.hstack([50 * (features - 5), noise])}, names)
@@ -359,3 +361,9 @@ def test_labels_are_chosen_by_average_precision_or_log_loss(tmp_path: Path) -> N
         means = [np.mean(one.folds[metric]) for one in found.candidates]
         wanted = np.argmin(means) if metric == "log_loss" else np.argmax(means)
         assert found.best == wanted
+
+
+def test_validation_rows_without_any_label_have_no_average_precision() -> None:
+    # Must not be a ValueError of scikit-learn's; what the figure is, is for the package to say.
+    found = validation_figures(np.zeros((3, 2), np.float32), np.full((3, 2), 0.3))
+    assert "log_loss" in found

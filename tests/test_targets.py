@@ -74,3 +74,8 @@ def test_fewer_than_two_labels_are_refused_with_the_way_out(
 def test_a_table_without_labels_is_refused(separator: str | None) -> None:
     with pytest.raises(SplitError, match="None of the images has a label"):
         targets_of(make_table(["a", "b"]), separator)
+
+
+def test_an_empty_separator_is_refused() -> None:
+    with pytest.raises(SplitError, match="separator"):
+        targets_of(make_table(["a", "b"], ["x", "y"]), "")

@@ -490,3 +490,36 @@ def test_a_file_of_an_impossible_calibration_is_refused(
     with pytest.raises(FeatpipeError, match=r"temperature|threshold") as caught:
         Classifier.load(tmp_path / "c.safetensors")
     assert isinstance(caught.value, ClassifierError | SettingsError)
+
+
+@pytest.mark.parametrize(
+    ("head", "grid"),
+    [
+        ("logistic", {"C": [-1.0, 1.0]}),
+        ("logistic", {"C": ["abc", 1.0]}),
+        ("ridge", {"alpha": [-5.0, 1.0]}),
+        ("linear", {"optimizer": ["adam", "foo"]}),
+        ("linear", {"lr": ["abc", 0.01]}),
+        ("linear", {"weight_decay": [0, -1]}),
+        ("linear", {"epochs": [0, 5]}),
+        ("linear", {"seed": [0.0, 1.0]}),
+        ("linear", {"batch_size": [1.5]}),
+        ("linear", {"lr": [float("nan"), 0.01]}),
+        ("mlp", {"dropout": [0, 2]}),
+    ],
+)
+def test_a_value_that_the_head_refuses_is_refused_in_a_sweep(
+    blurred: FeatureCache, head: str, grid: dict[str, list[Any]]
+) -> None:
+    with pytest.raises(FeatpipeError, match=next(iter(grid))):
+        train_head(blurred, head, TrainSettings(val=0.2, **CPU), grid)
+
+
+def test_another_head_need_not_reach_the_precision(tmp_path: Path) -> None:
+    rng = np.random.default_rng(2)
+    corners = rng.choice([-1, 1], size=(200, 2)) + 0.05 * rng.normal(size=(200, 2))
+    names = ["x" if a * b > 0 else "y" for a, b in corners]
+    cache = made(tmp_path / "f.h5", {"only": corners}, names)
+    strict = TrainSettings(min_precision=1.0, test=0.2, device="cpu")
+    _, result = train_head(cache, "knn", strict, against=("lda",), k=3)
+    assert list(result.paired) == ["lda"]

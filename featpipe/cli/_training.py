@@ -1,7 +1,7 @@
 """What ``train-head`` reads from its options and prints of its results."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from typing import Any
 
 import click
@@ -28,21 +28,24 @@ def value_of(text: str) -> Any:
         return text
 
 
-def grid_of(items: Iterable[str]) -> dict[str, list[Any]]:
+def grid_of(items: Iterable[str], whole: Container[str] = ()) -> dict[str, list[Any]]:
     """``lr=1e-3,1e-2`` or ``C=1e-4:1e2:20`` as names and values.
 
-    A range is geometric where both ends are above 0, else even.
+    A range is geometric where both ends are above 0, else even; options named in `whole` take
+    whole numbers.
     """
     grid: dict[str, list[Any]] = {}
     for item in items:
         name, text = assigned(item, "--sweep")
-        grid[name] = _range(text) if text.count(":") == 2 else _listed(text)
+        if name in grid:
+            raise click.BadParameter(f"--sweep has {name} twice: give all its values at once.")
+        grid[name] = _range(text, name in whole) if text.count(":") == 2 else _listed(text)
         if not grid[name]:
             raise click.BadParameter(f"--sweep {item!r} has no values.")
     return grid
 
 
-def _range(text: str) -> list[float]:
+def _range(text: str, whole: bool) -> list[Any]:
     try:
         first, last, count = (float(part) for part in text.split(":"))
         if not (np.isfinite([first, last]).all() and count == int(count) and count >= 2):
@@ -52,8 +55,11 @@ def _range(text: str) -> list[float]:
             f"--sweep takes FIRST:LAST:COUNT, such as 1e-4:1e2:20, not {text!r}."
         ) from None
     spaced = np.geomspace if first > 0 and last > 0 else np.linspace
+    values = spaced(first, last, int(count)).tolist()
+    if whole:
+        return list(dict.fromkeys(round(value) for value in values))
     # Twelve digits: 0.1 and not 0.10000000000000002.
-    return [float(f"{value:.12g}") for value in spaced(first, last, int(count))]
+    return [float(f"{value:.12g}") for value in values]
 
 
 def _listed(text: str) -> list[Any]:
@@ -103,34 +109,39 @@ def print_sweep(sweep: dict[str, Any]) -> None:
         numbers = sorted({*numbers[: MOST_ROWS // 2], sweep["best"]})
     layers = len({one["layer"] for one in every}) > 1
     options = list(every[0]["options"])
-    shown = [
-        name
-        for name in ("accuracy", "balanced_accuracy", "average_precision")
-        if any(name in one for one in every)
-    ]
+    shown = ["accuracy", "balanced_accuracy", "average_precision", "log_loss"]
+    shown = [name for name in shown if any(name in one for one in every)]
     rows = []
     for number in numbers:
         one = every[number]
         row = ["*" if number == sweep["best"] else "", *([one["layer"]] if layers else [])]
         row += [_text(one["options"][name]) for name in options]
         for name in shown:
-            row.append(percent(one.get(name)))
+            row.append(one["note"] or _figure(name, one[name]))
             if name == metric:
                 interval = one["intervals_95"].get(name)
-                row.append("-" if interval is None else " to ".join(map(percent, interval)))
-                row.append(percent(one["spread"].get(name)))
-        row += [f"{one['log_loss']:.4f}" if "log_loss" in one else one["note"]]
+                spread = one["spread"].get(name)
+                row.append("-" if interval is None else _to(name, interval))
+                row.append("-" if spread is None else _figure(name, spread))
         rows.append([*row, seconds(one["seconds"])])
     columns = ["", *(["layer"] if layers else []), *options]
     for name in shown:
-        columns.append(f"{name.replace('_', ' ')} %")
+        columns.append("log-loss" if name == "log_loss" else f"{name.replace('_', ' ')} %")
         columns += ["95 % interval", "spread"] if name == metric else []
-    print_table([*columns, "log-loss", "s"], rows, left=1 + layers)
+    print_table([*columns, "s"], rows, left=1 + layers)
     if len(numbers) < len(every):
         say(f"The best {len(numbers)} of {len(every)} candidates; result.json has all.")
     folds = f"{sweep['folds']} folds" if sweep["folds"] > 1 else "the validation rows"
     say(f"*: chosen by {metric.replace('_', ' ')} on {folds}.")
     say()
+
+
+def _figure(name: str, value: float) -> str:
+    return f"{value:.4f}" if name == "log_loss" else percent(value)
+
+
+def _to(name: str, interval: Iterable[float]) -> str:
+    return " to ".join(_figure(name, end) for end in interval)
 
 
 def _text(value: Any) -> str:

@@ -43,6 +43,9 @@ def _classifier(file: str) -> dict[str, Any]:
         "head": classifier.head_name,
         "layer": classifier.layer,
         "classes": list(classifier.classes),
+        "multilabel": classifier.multilabel,
+        "temperature": classifier.temperature,
+        "threshold": classifier.threshold,
         "spec": classifier.spec.to_dict(),
         "result": classifier.result,
     }
@@ -116,10 +119,14 @@ def _print_classifier(document: dict[str, Any]) -> None:
     say(f"{document['path']}: {document['head']} on {document['layer']}")
     say(f"classes       {', '.join(document['classes'])}")
     _print_spec(document["spec"])
+    say(f"temperature   {document['temperature']:.4f}")
+    if document["threshold"] is not None:
+        say(f"abstains      below a probability of {document['threshold']:.4f}")
     for part, scores in document["result"]["scores"].items():
         low, high = scores["accuracy_interval_95"]
+        name = "all labels right" if document["multilabel"] else "accuracy"
         say(
-            f"{part:13} accuracy {scores['accuracy']:.4f} (95 % {low:.4f} to {high:.4f}), "
+            f"{part:13} {name} {scores['accuracy']:.4f} (95 % {low:.4f} to {high:.4f}), "
             f"{scores['n']} images"
         )
 

@@ -5,12 +5,15 @@ import csv
 import io
 import sys
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 import click
 
 from featpipe.cli._options import AGAIN, json_option, settings_options
 from featpipe.settings import ExtractSettings
+
+if TYPE_CHECKING:
+    from featpipe.classifier import Classifier, Prediction
 
 
 @click.command("predict")
@@ -65,10 +68,12 @@ def command(
     with progress(quiet) as reporter:
         for prediction in loaded.predict(source, settings, on_progress=reporter("predict")):
             predictions.append(prediction)
-    rows = [_row(prediction, loaded.classes, top) for prediction in predictions]
+    rows = [_row(prediction, loaded, top) for prediction in predictions]
     document = {
         "classifier": classifier,
         "classes": list(loaded.classes),
+        "multilabel": loaded.multilabel,
+        "threshold": loaded.threshold,
         "random_weights": loaded.spec.random_weights,
         "predictions": rows,
     }
@@ -77,33 +82,47 @@ def command(
     elif as_json:
         print_json(document)
     else:
-        _write_csv(rows, out, min(top, len(loaded.classes)))
+        _write_csv(rows, out, min(top, len(loaded.classes)), loaded)
     if grid:
         usable = [prediction for prediction in predictions if prediction.proba is not None]
         shown = usable[:: max(1, len(usable) // grid_size)][:grid_size]
         title = "random weights: nothing was learnt" if loaded.spec.random_weights else ""
         plot_grid(shown, loaded.classes, source, grid, title=title)
         note(f"{len(shown)} of {len(usable)} pictures in {grid}")
-    failed = sum(row["label"] is None for row in rows)
+    failed = sum(prediction.proba is None for prediction in predictions)
     if failed:
         note(f"{failed} of {len(rows)} images could not be used; the column reason says why.", True)
+    unsure = sum(not row["sure"] for row in rows) - failed
+    if unsure:
+        note(f"{unsure} of {len(rows)} images are below the classifier's threshold: no label.")
 
 
-def _row(prediction: Any, classes: tuple[str, ...], top: int) -> dict[str, Any]:
-    row = {"id": prediction.id, "true": prediction.true, "label": None, "top": []}
-    if prediction.proba is not None:
-        order = prediction.proba.argsort(kind="stable")[::-1][:top]
-        row["top"] = [
-            {"label": classes[i], "probability": round(float(prediction.proba[i]), 6)}
-            for i in order
-        ]
+def _row(prediction: "Prediction", loaded: "Classifier", top: int) -> dict[str, Any]:
+    row: dict[str, Any] = {"id": prediction.id, "true": prediction.true, "label": None, "top": []}
+    row |= {"sure": prediction.proba is not None and prediction.sure, "reason": prediction.reason}
+    if prediction.proba is None:
+        return row
+    order = prediction.proba.argsort(kind="stable")[::-1]
+    row["top"] = [
+        {"label": loaded.classes[i], "probability": round(float(prediction.proba[i]), 6)}
+        for i in order[:top]
+    ]
+    if loaded.multilabel:
+        row["labels"] = [loaded.classes[i] for i in order if prediction.proba[i] > 0.5]
+        del row["label"]
+    elif prediction.sure:
         row["label"] = row["top"][0]["label"]
-    row["reason"] = prediction.reason
+    else:
+        row["reason"] = f"its highest probability is below {loaded.threshold:.4f}"
     return row
 
 
-def _write_csv(rows: list[dict[str, Any]], out: str | None, top: int) -> None:
+def _write_csv(rows: list[dict[str, Any]], out: str | None, top: int, loaded: "Classifier") -> None:
     header = ["id", "true"]
+    if loaded.multilabel:
+        header.append("labels")
+    elif loaded.threshold is not None:
+        header.append("label")  # empty where it abstains
     for rank in range(1, top + 1):
         header += [f"label_{rank}", f"probability_{rank}"]
     with contextlib.ExitStack() as stack:
@@ -119,4 +138,9 @@ def _write_csv(rows: list[dict[str, Any]], out: str | None, top: int) -> None:
         for row in rows:
             cells = [cell for best in row["top"] for cell in (best["label"], best["probability"])]
             cells += [""] * (2 * top - len(cells))
-            writer.writerow([row["id"], row["true"] or "", *cells, row["reason"]])
+            said = [row["id"], row["true"] or ""]
+            if loaded.multilabel:
+                said.append(";".join(row.get("labels", [])))
+            elif loaded.threshold is not None:
+                said.append(row["label"] or "")
+            writer.writerow([*said, *cells, row["reason"]])

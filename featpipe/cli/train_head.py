@@ -98,21 +98,35 @@ def command(
     result.json, split.csv, curves.json and curves.png where there are epochs, reliability.png
     where there are validation rows, sweep.png of a sweep and budget.png of a label budget.
     """
+    import warnings
+
+    from sklearn.exceptions import ConvergenceWarning
+
     from featpipe.cache import FeatureCache
-    from featpipe.cli._output import print_json, progress
+    from featpipe.cli._output import note, print_json, progress
     from featpipe.cli._training import assigned, budgets_of, grid_of, value_of
+    from featpipe.heads import make_head
     from featpipe.split import save_split
     from featpipe.train import train_head
 
     if more and not sweep:
         raise click.BadParameter(f"{more[0]!r} stands behind no --sweep.")
-    grid = grid_of([*sweep, *more])
     budgets = budgets_of(budget) if budget else []
     chosen = {name: value for name, value in options.items() if value is not None}
     for name, text in map(assigned, extra):
         chosen[name] = value_of(text)
+    defaults = make_head(head).get_params()
+    whole = {name for name, value in defaults.items() if type(value) is int}
+    grid = grid_of([*sweep, *more], whole)
+    for name in sorted(grid.keys() & chosen.keys()):
+        raise click.BadParameter(f"{name} is given once for all candidates, and in --sweep.")
     folder = Path(out) if out else Path(f"{Path(features).stem}-{_slug(head)}")
-    with FeatureCache.open(features) as cache, progress(quiet) as reporter:
+    with (
+        FeatureCache.open(features) as cache,
+        progress(quiet) as reporter,
+        warnings.catch_warnings(record=True) as caught,
+    ):
+        warnings.simplefilter("always", ConvergenceWarning)
         table = cache.table
         classifier, result = train_head(
             cache,
@@ -125,6 +139,8 @@ def command(
             against,
             **chosen,
         )
+    for message in dict.fromkeys(str(warning.message) for warning in caught):
+        note(message, warning=True)
     folder.mkdir(parents=True, exist_ok=True)
     classifier.save(folder / "classifier.safetensors")
     result.save(folder / "result.json")
@@ -164,7 +180,7 @@ def _draw(document: dict[str, Any], folder: Path, title: str) -> None:
             low, high = one["intervals_95"].get(metric) or (None, None)
             point = {"layer": one["layer"], "options": one["options"], "mean": one.get(metric)}
             points.append({**point, "low": low, "high": high})
-        plot_path(points, folder / "sweep.png", title)
+        plot_path(points, folder / "sweep.png", title, sweep["best"], metric)
     if document["budget"]:
         series = {document["conditions"]["head"]: document["budget"]["points"]}
         plot_budget(series, folder / "budget.png", title)

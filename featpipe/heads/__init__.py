@@ -77,7 +77,7 @@ class Head(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     def _fit_weighted(
         self, X: Any, y: Any, validation: Validation | None, sample_weight: Any
     ) -> Self:
-        self._validate_options()
+        self.validate_options()
         X, y = validate_data(
             self, X, y, dtype=[np.float64, np.float32], multi_output=self.multilabel
         )
@@ -119,7 +119,7 @@ class Head(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             Row numbers; those of `select` only select the epoch, and may be none. Their classes
             occur in training.
         """
-        self._validate_options()
+        self.validate_options()
         self._targets(y[train])
         codes = y if self.multilabel_ else np.searchsorted(self.classes_, y)
         self.n_features_in_, self.curves_ = rows.shape[1], []
@@ -136,11 +136,12 @@ class Head(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     ) -> None:
         raise TypeError(f"{type(self).__name__} does not implement _learn_streamed.")
 
-    def _validate_options(self) -> None:
+    def validate_options(self) -> None:
+        """Raise HeadError if a parameter has a value that it cannot have."""
         try:
             self._validate_params()
         except InvalidParameterError as error:
-            raise HeadError(str(error)) from error
+            raise HeadError(str(error).replace("parameter of Head", "option")) from error
 
     def _targets(self, y: np.ndarray) -> np.ndarray:
         """Labels as numbers of classes, or float32 columns; sets `classes_`."""
@@ -441,9 +442,16 @@ def make_head(name: str, options: dict[str, Any] | None = None) -> Head:
 
 
 def build_head(name: str, settings: TrainSettings, options: Mapping[str, Any]) -> Head:
-    """An unfitted head, given the run's seed and device where it has a use for them."""
+    """An unfitted head, given the run's seed and device where it has a use for them.
+
+    Raises
+    ------
+    HeadError
+        If it does not take one of the options, or not this value.
+    """
     unfitted = make_head(name, dict(options))
     shared = {"seed": settings.seed, "device": settings.device}
     own = {key: value for key, value in shared.items() if key in unfitted.get_params()}
     unfitted.set_params(**{key: value for key, value in own.items() if key not in options})
+    unfitted.validate_options()
     return unfitted

@@ -131,7 +131,7 @@ def plot_reliability(
                 row["start"] + place * width, row["count"], 0.9 * width, align="edge", color=colour
             )
     above.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), ylabel="share that is right")
-    above.legend(loc="lower right")
+    above.legend(loc="upper left")
     below.set(xlabel="confidence", ylabel="predictions")
     below.yaxis.get_major_locator().set_params(integer=True, nbins=3)
     for axes in (above, below):
@@ -140,8 +140,14 @@ def plot_reliability(
     _save(figure, path)
 
 
-def plot_path(candidates: Sequence[Mapping[str, Any]], path: str | Path, title: str = "") -> None:
-    """Draw the accuracies of a sweep's candidates, the winner marked.
+def plot_path(
+    candidates: Sequence[Mapping[str, Any]],
+    path: str | Path,
+    title: str = "",
+    best: int | None = None,
+    metric: str = "accuracy",
+) -> None:
+    """Draw what a sweep's candidates came to, the winner marked.
 
     The numeric option with most values goes along the axis; every combination of the others
     is a line. Without one, candidates are bars.
@@ -149,17 +155,25 @@ def plot_path(candidates: Sequence[Mapping[str, Any]], path: str | Path, title: 
     Parameters
     ----------
     candidates : sequence of dict
-        ``layer``, ``options`` (name to value), and ``mean`` accuracy with the interval ``low``
-        to ``high``, each in [0, 1] or None. Those without a mean are left out; of more than 12
+        ``layer``, ``options`` (name to value), and ``mean`` with the interval ``low`` to
+        ``high``, each a number or None. Those without a mean are left out; of more than 12
         lines, or 24 bars, the best are drawn.
     path : str or Path
         A PNG file.
     title : str
+    best : int
+        Number of the winner; the first of the best mean, if left out.
+    metric : str
+        A share, drawn in percent; or ``log_loss``, of which less is better.
     """
-    known = [candidate for candidate in candidates if candidate["mean"] is not None]
-    known.sort(key=lambda candidate: -candidate["mean"])
+    loss = metric == "log_loss"
+    numbers = [i for i, candidate in enumerate(candidates) if candidate["mean"] is not None]
+    numbers.sort(key=lambda i: (i != best, candidates[i]["mean"] * (1 if loss else -1)))
+    known = _scaled([candidates[i] for i in numbers], 1 if loss else 100)
     along = _numeric_option(known)
-    figure = _draw_lines(known, along) if along else _draw_bars(known)
+    name = metric.replace("_", "-" if loss else " ")
+    what = name if loss else f"{name} (%)"
+    figure = _draw_lines(known, along, what) if along else _draw_bars(known, what)
     figure.suptitle(_printable(title), parse_math=False)
     _save(figure, path)
 
@@ -182,7 +196,7 @@ def plot_budget(
     axes = figure.subplots()
     budgets: set[int] = set()
     for number, rows in enumerate(series.values()):
-        rows = sorted(rows, key=lambda row: row["budget"])
+        rows = sorted(_scaled(rows, 100), key=lambda row: row["budget"])
         places = [row["budget"] for row in rows]
         _draw_band(axes, places, rows, number)
         budgets.update(places)
@@ -200,7 +214,7 @@ def plot_budget(
     _save(figure, path)
 
 
-def _draw_lines(known: Sequence[Mapping[str, Any]], along: str) -> Figure:
+def _draw_lines(known: Sequence[Mapping[str, Any]], along: str, what: str) -> Figure:
     """Lines of the combinations of the options other than `along`; `known` is best first."""
     lines: dict[str, list[Mapping[str, Any]]] = {}
     for candidate, name in zip(known, _tell_apart(known, along), strict=True):
@@ -215,32 +229,30 @@ def _draw_lines(known: Sequence[Mapping[str, Any]], along: str) -> Figure:
     if min(values) > 0 and max(values) > 20 * min(values):
         axes.set_xscale("log")
     best = known[0]
-    axes.plot(
-        best["options"][along], 100 * best["mean"], "k*", markersize=12, mec="white", zorder=4
-    )
+    axes.plot(best["options"][along], best["mean"], "k*", markersize=12, mec="white", zorder=4)
     axes.set_xlabel(_printable(_shorten(along, 48)), parse_math=False)
-    axes.set_ylabel("accuracy (%)")
+    axes.set_ylabel(what)
     if len(shown) < len(lines):
         axes.set_title(f"the best {len(shown)} of {len(lines)} lines", fontsize=9, color="0.3")
     axes.grid(alpha=0.3)
-    _draw_legend(figure, [*(name or "accuracy" for name in shown), "best"])
+    _draw_legend(figure, [*(name or "mean" for name in shown), "chosen"])
     return figure
 
 
-def _draw_bars(known: Sequence[Mapping[str, Any]]) -> Figure:
+def _draw_bars(known: Sequence[Mapping[str, Any]], what: str) -> Figure:
     """The best candidates as bars, from above; `known` best first."""
     shown = known[:MOST_BARS]
     figure = Figure(figsize=(9, 1.6 + 0.32 * len(shown)), layout="constrained")
     axes = figure.subplots()
     for place, candidate in enumerate(shown):
-        mean, low, high = (100 * _or_nan(candidate[key]) for key in ("mean", "low", "high"))
+        mean, low, high = (candidate[key] for key in ("mean", "low", "high"))
         axes.barh(place, mean, color=TRAIN if place == 0 else "#9ecae1")
         axes.plot([low, high], [place, place], color="0.2", marker="|")
     names = [name or known[0]["layer"] for name in _tell_apart(known)[: len(shown)]]
     labels = [_printable(_shorten(name, 48)) for name in names]
     axes.set_yticks(range(len(shown)), labels, parse_math=False)
     axes.set_ylim(max(len(shown), 1) - 0.5, -0.5)  # the first on top
-    axes.set_xlabel("accuracy (%)")
+    axes.set_xlabel(what)
     if len(shown) < len(known):
         axes.set_title(f"the best {len(shown)} of {len(known)}", fontsize=9, color="0.3")
     axes.grid(alpha=0.3, axis="x")
@@ -251,9 +263,9 @@ def _draw_bars(known: Sequence[Mapping[str, Any]]) -> Figure:
 def _draw_band(
     axes: Axes, places: Sequence[float], rows: Sequence[Mapping[str, Any]], number: int
 ) -> None:
-    """Line `number`: mean accuracies in percent, in the band of their intervals."""
+    """Line `number`: means, in the band of their intervals."""
     colour, style = f"C{number % 10}", "-" if number < 10 else "--"  # there are ten colours
-    mean, low, high = ([100 * _or_nan(row[key]) for row in rows] for key in ("mean", "low", "high"))
+    mean, low, high = ([row[key] for row in rows] for key in ("mean", "low", "high"))
     axes.plot(places, mean, style, color=colour, marker="o", markersize=4)
     axes.fill_between(places, low, high, color=colour, alpha=0.12, linewidth=0)
     axes.vlines(places, low, high, color=colour, alpha=0.3)  # a band needs two points
@@ -299,8 +311,13 @@ def _named(key: str | None, value: Any) -> str:
     return shown if key == "layer" else f"{key}={shown}"
 
 
-def _or_nan(value: float | None) -> float:
-    return nan if value is None else value
+def _scaled(rows: Sequence[Mapping[str, Any]], scale: float) -> list[dict[str, Any]]:
+    """Rows whose mean and interval are multiplied; what is not known is NaN, drawn nowhere."""
+    keys = ("mean", "low", "high")
+    return [
+        {**row, **{key: nan if row[key] is None else scale * row[key] for key in keys}}
+        for row in rows
+    ]
 
 
 def _save(figure: Figure, path: str | Path) -> None:
