@@ -303,7 +303,7 @@ class _Stack:
             real = self._spread((torch.arange(most) < counts[:, None]).float().to(self.X.device))
         target = self._filled([self.targets.index_select(0, batch) for batch in batches], most)
         inputs = Inputs(
-            [self.X.take(batch) for batch in batches], self.runs, most, real,
+            [self.X.take(batch, slot) for slot, batch in enumerate(batches)], self.runs, most, real,
             self._noise(counts.tolist(), most), self.dropout, self._mixing(counts.tolist(), most),
         )  # fmt: skip
         parameters = self.network.parameters()

@@ -27,8 +27,8 @@ class Features(Protocol):
     device: torch.device
     shares_reading: bool
 
-    def take(self, rows: Tensor) -> Tensor:
-        """Some rows, float32, on the device."""
+    def take(self, rows: Tensor, slot: int = 0) -> Tensor:
+        """Some rows, float32, on the device; good until others are taken into the same slot."""
 
     def shuffled(self, rows: Tensor, generator: torch.Generator) -> Tensor:
         """The same row numbers in the order of an epoch."""
@@ -40,11 +40,16 @@ class ResidentRows:
     shares_reading = True
 
     def __init__(self, X: Tensor) -> None:
-        self._X, self.shape, self.device = X, (len(X), X.shape[1]), X.device
+        self._X, self.shape, self.device = X.float(), (len(X), X.shape[1]), X.device
+        self._slots: dict[int, Tensor] = {}
 
-    def take(self, rows: Tensor) -> Tensor:
-        """Some rows, float32, on the device."""
-        return self._X.index_select(0, rows.to(self.device)).float()
+    def take(self, rows: Tensor, slot: int = 0) -> Tensor:
+        """Some rows, float32, on the device; good until others are taken into the same slot."""
+        # Fresh memory for every batch would cost as much as the copy.
+        if slot not in self._slots or len(self._slots[slot]) < len(rows):
+            self._slots[slot] = self._X.new_empty(len(rows), self.shape[1])
+        into = self._slots[slot][: len(rows)]
+        return torch.index_select(self._X, 0, rows.to(self.device), out=into)
 
     def shuffled(self, rows: Tensor, generator: torch.Generator) -> Tensor:
         """The rows in any order, all orders being equally likely."""
@@ -121,7 +126,7 @@ class StreamedRows:
             count = total
         return mean, squares / max(1, count)
 
-    def take(self, rows: Tensor) -> Tensor:
+    def take(self, rows: Tensor, slot: int = 0) -> Tensor:
         """Some rows, float32, on the device."""
         numbers = rows.cpu().numpy()
         result = np.empty((len(numbers), self.shape[1]), np.float32)
