@@ -29,7 +29,8 @@ from sklearn.neighbors import NearestNeighbors
 from featpipe.device import machine_facts
 from featpipe.heads import make_head
 from featpipe.logistic import Rows, Solver
-from featpipe.stacked import Problem, Shape, Trained, train_stacked
+from featpipe.problems import Problem, Shape, Trained
+from featpipe.stacked import train_stacked
 from featpipe.streamed import ResidentRows
 
 RESULTS = Path(__file__).parent / "results" / "heads.json"

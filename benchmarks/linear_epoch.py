@@ -17,7 +17,8 @@ import torch
 from torch.utils.data import DataLoader, TensorDataset
 
 from featpipe.device import choose_device, machine_facts
-from featpipe.stacked import Problem, Shape, train_stacked
+from featpipe.problems import Problem, Shape
+from featpipe.stacked import train_stacked
 from featpipe.streamed import ResidentRows
 
 ROWS, DIMENSIONS, CLASSES, EPOCHS = 1481, 25_088, 2, 3

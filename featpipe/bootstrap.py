@@ -88,6 +88,9 @@ class Sample:
             {
                 "class": name,
                 **{column: _or_none(of_classes[i]) for column, of_classes in columns.items()},
+                # The rows that were predicted, and those that are there, as samples of their like.
+                "precision_interval_95": _wilson_or_none(hits[i], predicted[i]),
+                "recall_interval_95": _wilson_or_none(hits[i], true[i]),
                 "images": int(true[i]),
             }
             for i, name in enumerate(classes)
@@ -223,6 +226,10 @@ def _mean_of_defined(by_class: np.ndarray) -> np.ndarray:
     """Mean over the classes, the last axis but one, that have a value; NaN if none has."""
     defined = ~np.isnan(by_class)
     return _share(np.where(defined, by_class, 0).sum(axis=-2), defined.sum(axis=-2), np.nan)
+
+
+def _wilson_or_none(right: float, n: float) -> list[float] | None:
+    return list(wilson(int(right), int(n))) if n else None
 
 
 def _or_none(value: float) -> float | None:

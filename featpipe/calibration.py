@@ -265,6 +265,83 @@ def coverage(proba: np.ndarray, threshold: float) -> float:
     return float((np.max(proba, axis=1) >= threshold).mean())
 
 
+def calibrate(
+    raw: dict[str, np.ndarray],
+    truth: dict[str, np.ndarray],
+    fitted_on: str | None,
+    min_precision: float | None,
+) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """Fit a temperature, and perhaps a threshold, and say what becomes of every part.
+
+    Parameters
+    ----------
+    raw : dict of str to float array, shape (rows, classes)
+        Probabilities of each part.
+    truth : dict of str to array
+        Labels of these parts, as in `reliability`.
+    fitted_on : str or None
+        The part of validation rows.
+    min_precision : float or None
+        For `confidence_threshold`.
+
+    Returns
+    -------
+    calibration : dict
+        As in `featpipe.train.Result`; empty without validation rows.
+    proba : dict of str to float array
+        As `raw`, at that temperature.
+
+    Raises
+    ------
+    HeadError
+        If no confidence reaches the precision.
+    """
+    if fitted_on is None:
+        return {}, raw
+    labels = truth[fitted_on]
+    multilabel = labels.ndim == 2
+    mistakes = (
+        ((raw[fitted_on] >= 0.5) != labels)
+        if multilabel
+        else (raw[fitted_on].argmax(axis=1) != labels)
+    )
+    # Where validation knows no mistake, nothing says how often there will be one.
+    temperature = fit_temperature(raw[fitted_on], labels, multilabel) if mistakes.any() else 1.0
+    proba = {name: apply_temperature(p, temperature, multilabel) for name, p in raw.items()}
+    shown = "test" if "test" in raw else fitted_on
+    calibration: dict[str, Any] = {
+        "temperature": temperature,
+        "fitted_on": fitted_on,
+        "n": len(labels),
+        "shown": shown,
+        "before": reliability(raw[shown], truth[shown]),
+        "after": reliability(proba[shown], truth[shown]),
+    }
+    if min_precision is not None:
+        threshold = confidence_threshold(proba[fitted_on], labels, min_precision)
+        if threshold is None:
+            raise HeadError(
+                f"No confidence makes validation predictions right in {min_precision:.1%} of the "
+                "cases: ask for a lower --min-precision, or train a better head."
+            )
+        calibration["threshold"] = threshold
+        calibration["min_precision"] = min_precision
+        calibration["abstention"] = {
+            name: _abstention(proba[name], truth[name], threshold) for name in raw
+        }
+    return calibration, proba
+
+
+def _abstention(proba: np.ndarray, labels: np.ndarray, threshold: float) -> dict[str, Any]:
+    """What share is predicted at all, and how often that is right."""
+    sure = proba.max(axis=1) >= threshold
+    right = proba[sure].argmax(axis=1) == labels[sure]
+    return {
+        "coverage": coverage(proba, threshold),
+        "precision": float(right.mean()) if sure.any() else None,
+    }
+
+
 def _outcomes(proba: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Confidences and whether they were right, both shape (n, 1) or (n, classes)."""
     if np.ndim(labels) == 2:

@@ -8,11 +8,13 @@ import numpy as np
 from featpipe.cache import FeatureCache
 from featpipe.device import memory_bytes
 from featpipe.errors import HeadError
-from featpipe.heads import Head, moments, scales
+from featpipe.heads import Head, scales
 from featpipe.settings import TrainSettings
-from featpipe.streamed import StreamedRows
+from featpipe.streamed import StreamedRows, moments_of
 from featpipe.targets import Targets
 from featpipe.tasks import Outcome, Task
+
+PARTS = 64  # in which rows are standardised: none is long a copy
 
 
 def features_of(cache: FeatureCache, layer: str, rows: np.ndarray) -> np.ndarray:
@@ -118,7 +120,9 @@ class SharedRows:
             mean, variance = self._X.moments(self._pool)
             return self._X.standardised(*scales(mean, np.sqrt(variance), np.dtype(np.float32)))
         if not self._standard:  # in place: they may be all that memory holds
-            mean, scale = moments(self._X[self._pool])
+            parts = (self._X[rows] for rows in np.array_split(self._pool, PARTS))
+            mean, variance = moments_of(parts, self._X.shape[1])
+            mean, scale = scales(mean, np.sqrt(variance), self._X.dtype)
             self._X -= mean
             self._X /= scale
             self._standard = True

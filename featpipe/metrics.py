@@ -86,7 +86,8 @@ class Scores(_Found):
         ``top_5_accuracy`` or ``top_2_accuracy``, ``log_loss``, ``brier``,
         ``expected_calibration_error``, ``roc_auc``, ``average_precision``.
     per_class : list of dict
-        ``class``, ``precision``, ``recall``, ``f1``, ``images``; with probabilities also
+        ``class``, ``precision``, ``recall``, both with a 95 % Wilson interval, None where there
+        is nothing to count (``precision_interval_95``), ``f1``, ``images``; with probabilities also
         ``roc_auc`` and ``average_precision``, None where they are undefined.
     confusion : int array, shape (classes, classes), or None
         Rows are true classes, columns predicted ones; None of more than 1,000 classes.

@@ -17,7 +17,9 @@ from featpipe.errors import HeadError
 from featpipe.heads import Head, Validation, probabilities
 from featpipe.optimizers import OPTIMIZERS, SCHEDULES
 from featpipe.perceptrons import Layers, logits_of
-from featpipe.stacked import BLOCK_VALUES, Problem, Shape, Trained, train_stacked
+from featpipe.problems import Problem, Shape, Trained
+from featpipe.settings import SEEDS
+from featpipe.stacked import block_rows, train_stacked
 from featpipe.streamed import Features, ResidentRows, StreamedRows
 from featpipe.tasks import Outcome, Task
 
@@ -35,7 +37,7 @@ LIMITS = {
     "class_weight": [dict, StrOptions({"balanced"}), None],
     "patience": [Interval(Integral, 0, None, closed="left")],
     "standardize": ["boolean"],
-    "seed": [Interval(Integral, 0, None, closed="left")],
+    "seed": [Interval(Integral, 0, SEEDS, closed="both")],
 }
 
 
@@ -178,15 +180,16 @@ class PerceptronHead(Head):
             ]
             problems = [heads[i]._problem(tasks[j], targets, shape) for i, j in fits]
             trained = train_stacked(inputs, wanted, shape, problems)
-            probas: list[np.ndarray | None] = []
-            for place, some in groupby(
-                zip(fits, trained, strict=True), key=lambda pair: pair[0][1]
-            ):
-                probas += _predicted([one for _, one in some], inputs, targets, tasks[place])
             share = (time.perf_counter() - begun) / len(fits)
-            for (number, place), one, proba in zip(fits, trained, probas, strict=True):
-                note = f"diverged in epoch {one.diverged}" if one.diverged else ""
-                yield Outcome(number, place, proba, share, one.kept, note)
+            done = zip(fits, trained, strict=True)
+            for place, group in groupby(done, key=lambda pair: pair[0][1]):
+                some = list(group)
+                begun = time.perf_counter()
+                probas = _predicted([one for _, one in some], inputs, targets, tasks[place])
+                seconds = share + (time.perf_counter() - begun) / len(some)
+                for ((number, _), one), proba in zip(some, probas, strict=True):
+                    note = f"diverged in epoch {one.diverged}" if one.diverged else ""
+                    yield Outcome(number, place, proba, seconds, one.kept, note)
 
     def refit(self, epochs: Sequence[int]) -> Self:
         """An unfitted copy that trains for as many epochs as the median trial.
@@ -235,7 +238,7 @@ def _predicted(
         for parts in zip(*(one.layers for one in trained), strict=True)
     ]
     on_device = [(weight.to(inputs.device), bias.to(inputs.device)) for weight, bias in layers]
-    blocks = torch.split(torch.from_numpy(task.scored), max(1, BLOCK_VALUES // inputs.shape[1]))
+    blocks = torch.split(torch.from_numpy(task.scored), block_rows(layers))
     parts = [logits_of(on_device, inputs.take(block)).cpu() for block in blocks]
     logits = torch.cat(parts, dim=1).numpy()
     return [

@@ -39,7 +39,7 @@ class _Checked:
             low, high = meta["minimum"], meta["maximum"]
             if value is None or (low is None and high is None):
                 continue
-            if (low is not None and value < low) or (high is not None and value > high):
+            if (low is not None and not value >= low) or (high is not None and not value <= high):
                 limit = f"at least {low}" if high is None else f"from {low} to {high}"
                 raise SettingsError(f"{one.name} is {value!r}; it must be {limit}.")
 
@@ -187,6 +187,7 @@ class TrainSettings(_Checked):
         "GiB that features may take; larger ones are read block by block, by linear, mlp and "
         "logistic [default: a quarter of the machine's].",
         minimum=1e-6,
+        maximum=1e9,
     )
 
     def __post_init__(self) -> None:

@@ -14,7 +14,6 @@ the Inception architecture", CVPR 2016 (label smoothing).
 import copy
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 from itertools import pairwise
 
 import numpy as np
@@ -22,102 +21,22 @@ import torch
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, log_softmax
 
-from featpipe.descent import Epochs
 from featpipe.optimizers import StackedOptimizer, schedule_factor
 from featpipe.perceptrons import Inputs, Layers, Mixing, Perceptrons, logits_of
+from featpipe.problems import Draws, Problem, Shape, Trained, batch_sizes, shared
 from featpipe.streamed import Features
 
-BLOCK_VALUES = 1 << 23  # features that are validated or predicted at once
+BLOCK_VALUES = 1 << 23  # features or logits that are made at once
 STACK_BYTES = 1 << 30
 QUICK_BYTES = 1 << 24  # of one tensor: the system hands out larger ones page by page, each anew
 COPIES = 6  # weights, gradient, Adam's two moments, the best so far, and what is in between
-ORDER, DROPOUT, MIXUP = 0, 1, 2  # streams of random numbers of one seed
 
 
-@dataclass(frozen=True)
-class Shape:
-    """What the perceptrons of a stack have in common.
-
-    Attributes
-    ----------
-    widths : tuple of int
-        Features, hidden layers, outputs.
-    epochs, batch_size, patience : int
-        A patience of 0 never stops early.
-    optimizer, schedule : str
-        See `featpipe.optimizers`; the schedule is over all epochs.
-    batch_norm : bool
-    multilabel : bool
-        A sigmoid for each output instead of one softmax.
-    """
-
-    widths: tuple[int, ...]
-    epochs: int
-    batch_size: int
-    optimizer: str = "adam"
-    schedule: str = "constant"
-    patience: int = 0
-    batch_norm: bool = False
-    multilabel: bool = False
-
-    @property
-    def n_parameters(self) -> int:
-        """Weights and biases of one perceptron."""
-        return sum((inputs + 1) * outputs for inputs, outputs in pairwise(self.widths))
-
-
-@dataclass(frozen=True, eq=False)
-class Problem:
-    """One perceptron to train.
-
-    Attributes
-    ----------
-    train, val : int64 arrays
-        Row numbers; those of `val` select the epoch, and may be none.
-    lr, weight_decay, dropout, momentum, label_smoothing, mixup : float
-        `mixup` is the parameter of its Beta distribution; 0 mixes nothing.
-    clip : float
-        Largest norm of the gradient.
-    class_weight : float array, shape (outputs,), or None
-        Of a row of each class; for multi-label, of the positives of each label.
-    seed : int
-        Of the initial weights, the order of rows, dropout and mixup.
-    """
-
-    train: np.ndarray
-    val: np.ndarray
-    lr: float
-    weight_decay: float = 0.0
-    dropout: float = 0.0
-    momentum: float = 0.9
-    label_smoothing: float = 0.0
-    mixup: float = 0.0
-    clip: float = math.inf
-    class_weight: np.ndarray | None = None
-    seed: int = 0
-
-
-@dataclass(eq=False)
-class Trained:
-    """A trained perceptron.
-
-    Attributes
-    ----------
-    layers : Layers
-        Of a stack of one, on the host, batch norm being part of them.
-    curves : list of dict
-        One an epoch: ``epoch`` (from 1), ``train_loss``, ``train_accuracy`` (both running means
-        over the epoch, in training), ``val_loss``, ``val_accuracy``.
-    kept : int
-        The epoch it was taken from.
-    diverged : int
-        The epoch in which its loss stopped being finite; 0 if it never did.
-    """
-
-    layers: Layers = field(default_factory=list)
-    curves: Epochs = field(default_factory=list)
-    kept: int = 0
-    diverged: int = 0
+def block_rows(layers: Layers) -> int:
+    """How many rows are predicted at once by such perceptrons."""
+    widest = max(weight.shape[2] for weight, _ in layers)
+    made = sum(weight.shape[0] * weight.shape[1] for weight, _ in layers)
+    return int(max(1, BLOCK_VALUES // max(widest, made)))
 
 
 def train_stacked(
@@ -150,11 +69,11 @@ def train_stacked(
         at_once = min(at_once, QUICK_BYTES // (4 * shape.n_parameters))
     at_once = max(1, at_once)
     found: list[Trained] = [Trained() for _ in problems]
-    keys = [_shared(problem) for problem in problems]
+    keys = [shared(problem) for problem in problems]
     # A stack takes its steps together, so all in it have as many in an epoch.
     together: dict[object, list[int]] = {}
     for number, problem in enumerate(problems):
-        steps = len(_sizes(len(problem.train), shape.batch_size))
+        steps = len(batch_sizes(len(problem.train), shape.batch_size))
         together.setdefault(steps if X.shares_reading else keys[number], []).append(number)
     for numbers in together.values():
         numbers.sort(key=keys.__getitem__)  # those that share batches stand together
@@ -164,57 +83,6 @@ def train_stacked(
             for number, trained in zip(some, stack.train(), strict=True):
                 found[number] = trained
     return found
-
-
-def _shared(problem: Problem) -> tuple[int, bytes, bytes]:
-    """Equal for problems that see the same batches and are validated on the same rows."""
-    return problem.seed, problem.train.tobytes(), problem.val.tobytes()
-
-
-def _sizes(rows: int, batch_size: int) -> list[int]:
-    """Batch sizes of an epoch; a last one of a single row joins the one before (batch norm)."""
-    sizes = [batch_size] * (rows // batch_size)
-    left = rows - sum(sizes)
-    if left == 1 and sizes:
-        sizes[-1] += 1
-    elif left:
-        sizes.append(left)
-    return sizes
-
-
-class _Draws:
-    """All that is drawn for problems of one seed and the same rows."""
-
-    def __init__(self, problem: Problem, batch_size: int, X: Features) -> None:
-        self._train = torch.from_numpy(problem.train)
-        self._sizes = _sizes(len(problem.train), batch_size)
-        self._seed, self._X = problem.seed, X
-        self._order, self._partners = (
-            torch.Generator().manual_seed(problem.seed + stream) for stream in (ORDER, MIXUP)
-        )
-        self._noise = torch.Generator(X.device).manual_seed(problem.seed + DROPOUT)
-        self._shares: dict[float, np.random.Generator] = {}
-        self.val = torch.from_numpy(problem.val).to(X.device)
-
-    def epoch(self) -> list[Tensor]:
-        """Rows of each batch of an epoch, on the device."""
-        order = self._X.shuffled(self._train, self._order)
-        return list(torch.split(order.to(self._X.device), self._sizes))
-
-    def noise(self, rows: int, width: int) -> Tensor:
-        """Uniform in [0, 1), shape (rows, width)."""
-        return torch.rand(rows, width, generator=self._noise, device=self._X.device)
-
-    def partners(self, rows: int) -> Tensor:
-        """With whom each row of a batch is mixed."""
-        return torch.randperm(rows, generator=self._partners).to(self._X.device)
-
-    def share(self, alpha: float) -> float:
-        """How much of a row stays its own: from Beta(alpha, alpha)."""
-        if not alpha:
-            return 1.0
-        generator = self._shares.setdefault(alpha, np.random.default_rng([self._seed, MIXUP]))
-        return float(generator.beta(alpha, alpha))
 
 
 class _Stack:
@@ -231,10 +99,10 @@ class _Stack:
         )
         self.best = copy.deepcopy(self.network)
         self.lowest = np.full(len(problems), np.inf)
-        self.draws: dict[tuple[int, bytes, bytes], _Draws] = {}
+        self.draws: dict[tuple[int, bytes, bytes], Draws] = {}
         for problem in problems:
-            if _shared(problem) not in self.draws:
-                self.draws[_shared(problem)] = _Draws(problem, shape.batch_size, X)
+            if shared(problem) not in self.draws:
+                self.draws[shared(problem)] = Draws(problem, shape.batch_size, X)
         self._arrange(np.arange(len(problems)))
         self.optimizer = StackedOptimizer(
             shape.optimizer, self.network.parameters(),
@@ -245,7 +113,7 @@ class _Stack:
         """Say which problem stands where, and what differs along the stack, as tensors."""
         self.active = active
         some = [self.problems[number] for number in active]
-        keys = [_shared(problem) for problem in some]
+        keys = [shared(problem) for problem in some]
         starts = [i for i, key in enumerate(keys) if not i or key != keys[i - 1]]
         self.runs = list(pairwise([*starts, len(keys)])) if keys else []
         self.groups = [self.draws[keys[first]] for first in starts]
@@ -290,8 +158,6 @@ class _Stack:
         self._remember(~self.validated)
         layers = [(weight.cpu(), bias.cpu()) for weight, bias in self.best.layers()]
         for number, trained in enumerate(self.found):
-            if not trained.kept and not trained.diverged:  # never a loss that is a number
-                trained.diverged = len(trained.curves)
             trained.layers = [(weight[[number]], bias[[number]]) for weight, bias in layers]
         return self.found
 
@@ -394,7 +260,7 @@ class _Stack:
             columns |= self._validate()
         loss = columns["train_loss"].double().numpy()
         chosen = columns.get("val_loss", columns["train_loss"]).double().numpy()
-        over = ~np.isfinite(loss)
+        over = ~np.isfinite(loss) | (self.validated & ~np.isfinite(chosen))
         better = self.validated & ~over & (chosen < self.lowest[self.active])
         for place, number in enumerate(self.active):
             trained = self.found[number]
@@ -436,8 +302,8 @@ class _Stack:
             if not len(group.val):
                 continue
             own = [(weight[first:last], bias[first:last]) for weight, bias in layers]
-            sums = torch.zeros(2, last - first, dtype=torch.float64, device=self.X.device)
-            for rows in torch.split(group.val, max(1, BLOCK_VALUES // self.X.shape[1])):
+            sums = torch.zeros(2, last - first, dtype=torch.float64)
+            for rows in torch.split(group.val, block_rows(own)):
                 logits = logits_of(own, self.X.take(rows))
                 target = self.targets.index_select(0, rows)
                 target = target[None].expand(last - first, *target.shape)
@@ -446,8 +312,7 @@ class _Stack:
                     losses = losses.mean(2)
                 else:
                     losses = -log_softmax(logits, 2).gather(2, target[:, :, None])[:, :, 0]
-                sums += torch.stack(
-                    [losses.double().sum(1), self._hits(logits, target).double().sum(1)]
-                )
-            found[:, first:last] = (sums / len(group.val)).cpu()
+                # On the host: not every device has float64.
+                sums += torch.stack([losses, self._hits(logits, target)]).cpu().double().sum(2)
+            found[:, first:last] = sums / len(group.val)
         return {"val_loss": found[0], "val_accuracy": found[1]}

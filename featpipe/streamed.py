@@ -1,7 +1,7 @@
 """Features that do not fit in memory: read block by block, as often as they are needed."""
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Protocol
 
 import numpy as np
@@ -114,17 +114,7 @@ class StreamedRows:
 
     def moments(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Mean and variance of each feature over some rows, float64."""
-        count, mean = 0, np.zeros(self.shape[1])
-        squares = np.zeros(self.shape[1])
-        for block in self.blocks(rows):
-            # Two parts are joined by their means, so that large ones do not cancel.
-            own = block.mean(axis=0, dtype=np.float64)
-            apart, total = own - mean, count + len(block)
-            squares += np.square(block - own).sum(axis=0)
-            squares += apart**2 * (count * len(block) / total)
-            mean += apart * (len(block) / total)
-            count = total
-        return mean, squares / max(1, count)
+        return moments_of(self.blocks(rows), self.shape[1])
 
     def take(self, rows: Tensor, slot: int = 0) -> Tensor:
         """Some rows, float32, on the device."""
@@ -161,3 +151,19 @@ class StreamedRows:
             here = rows[torch.isin(chunks, some)]
             parts.append(here[torch.randperm(len(here), generator=generator)])
         return torch.cat(parts)
+
+
+def moments_of(blocks: Iterable[np.ndarray], features: int) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and variance of each feature over all rows of some blocks, float64."""
+    count, mean, squares = 0, np.zeros(features), np.zeros(features)
+    for block in blocks:
+        if not len(block):
+            continue
+        # Two parts are joined by their means, so that large ones do not cancel.
+        own = block.mean(axis=0, dtype=np.float64)
+        apart, total = own - mean, count + len(block)
+        squares += np.square(block - own).sum(axis=0)
+        squares += apart**2 * (count * len(block) / total)
+        mean += apart * (len(block) / total)
+        count = total
+    return mean, squares / max(1, count)

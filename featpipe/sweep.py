@@ -186,7 +186,9 @@ def run_sweep(
     said: dict[int, dict[int, Outcome]] = {}
     validated = sum(len(tasks[place].scored) for place in once)
     keeps = len(layers) * len(heads) * validated * len(targets.classes) <= MOST_KEPT
+    shared: SharedRows | None
     for layer in layers:
+        shared = None  # the layer before is not held beside this one
         shared = SharedRows(cache, layer, rows, split.train, targets, settings, heads[0])
         fits: list[dict[int, _Fit]] = [{} for _ in heads]
         for outcome in shared.run(heads, tasks):
@@ -207,7 +209,9 @@ def run_sweep(
     chosen, winner = candidates[best], heads[best % len(heads)]
     if not keeps:
         if chosen.layer != layers[-1]:
+            shared = None
             shared = SharedRows(cache, chosen.layer, rows, split.train, targets, settings, winner)
+        assert shared is not None
         again = shared.run([winner], [tasks[place] for place in once])
         said[best] = {once[outcome.task]: outcome for outcome in again}
     held_out = _held_out(said[best], tasks, len(targets.classes))

@@ -11,19 +11,13 @@ import numpy as np
 
 from featpipe.budget import BudgetCurve, budget_curve
 from featpipe.cache import FeatureCache
-from featpipe.calibration import (
-    apply_temperature,
-    confidence_threshold,
-    coverage,
-    fit_temperature,
-    reliability,
-)
+from featpipe.calibration import calibrate
 from featpipe.classifier import Classifier
 from featpipe.crossfit import features_of, streamed
 from featpipe.descent import Epochs
 from featpipe.device import choose_device, machine_facts
 from featpipe.durable import save_json
-from featpipe.errors import HeadError, LayerError, SettingsError, SplitError
+from featpipe.errors import HeadError, LayerError, SettingsError
 from featpipe.heads import Head, build_head
 from featpipe.metrics import (
     MultilabelScores,
@@ -33,8 +27,9 @@ from featpipe.metrics import (
     score,
     score_multilabel,
 )
+from featpipe.preparation import by_number, check_classes, check_rows, prepare
 from featpipe.settings import TrainSettings
-from featpipe.split import Split, split_rows
+from featpipe.split import Split
 from featpipe.sweep import Progress, Sweep, plain, run_sweep
 from featpipe.targets import Targets, targets_of
 
@@ -172,6 +167,12 @@ def train_head(
             )
     cache = features
     targets, split = prepare(cache, settings)
+    check_rows(targets, split, settings, budgets, against)
+    options = {name: by_number(name, value, targets) for name, value in options.items()}
+    sweep = {
+        name: [by_number(name, value, targets) for value in values]
+        for name, values in (sweep or {}).items()
+    }
     if layers and settings.layer is not None:
         raise LayerError(f"layer is {settings.layer}, and layers names others: give one of them.")
     if list(layers) == ["all"]:
@@ -189,9 +190,7 @@ def train_head(
             "leave the separator out."
         )
     if sweep or split.folds or len(names) > 1:
-        found = run_sweep(
-            cache, head, settings, options, sweep or {}, names, targets, split, on_progress
-        )
+        found = run_sweep(cache, head, settings, options, sweep, names, targets, split, on_progress)
         names, unfitted = [found.chosen.layer], found.head
         options |= found.chosen.options
     curve = None
@@ -219,12 +218,11 @@ def _paired(
     against: Sequence[str],
 ) -> dict[str, PairedTest]:
     """A head against others, on test rows, or those that were validated."""
-    if targets.multilabel:
-        raise HeadError("Paired tests take one class an image; leave --against out.")
     part = list(result.scores)[-1]
     assert result.split is not None
     rows = result.split.train if part == "folds" else result.split.parts()[part]
-    same = replace(settings, layer=layer, min_precision=None)
+    repeats = settings.repeats if settings.folds else 1
+    same = replace(settings, layer=layer, min_precision=None, repeats=repeats)
     found = {}
     for name in against:
         _, other = train_head(cache, name, same)
@@ -232,25 +230,6 @@ def _paired(
             targets.values[rows], result.proba[part], other.proba[part]
         )
     return found
-
-
-def prepare(cache: FeatureCache, settings: TrainSettings) -> tuple[Targets, Split]:
-    """What is to be predicted, and which rows are for what; says which rows are left out."""
-    targets = targets_of(cache.table, settings.separator)
-    split = split_rows(cache.table, settings, cache.ok, strata=targets.strata)
-    left_out = int((~cache.ok & cache.table.labelled).sum())
-    if left_out:
-        log.warning("%d labelled images have no features and are left out.", left_out)
-    if not targets.multilabel:
-        rows = np.concatenate(list(split.parts().values()))
-        strangers = np.setdiff1d(targets.values[rows], targets.values[split.train])
-        if len(strangers):
-            names = ", ".join(targets.classes[label] for label in strangers[:5])
-            raise SplitError(
-                f"No training image belongs to {names}, which other parts of the split contain. "
-                "Divide the rows otherwise (--split random, another --seed or --group)."
-            )
-    return targets, split
 
 
 def fit_and_score(
@@ -288,6 +267,7 @@ def fit_and_score(
         That both of them took.
     """
     targets = targets or targets_of(cache.table)
+    check_classes(targets, split)
     begun = time.perf_counter()
     rows = split.parts()
     truth = {name: targets.values[some] for name, some in rows.items()}
@@ -312,7 +292,7 @@ def fit_and_score(
         held_out, raw_folds = sweep.held_out
         truth["folds"], raw["folds"] = targets.values[held_out], raw_folds
     fitted_on = next((name for name in SELECTING if name in raw), None)
-    calibration, proba = _calibrate(raw, truth, fitted_on, settings.min_precision)
+    calibration, proba = calibrate(raw, truth, fitted_on, settings.min_precision)
     scores: dict[str, Scores | MultilabelScores] = {}
     if predicted is not None:
         scores["train"] = score(truth["train"], predicted, targets.classes)
@@ -362,63 +342,3 @@ def _scores(truth: np.ndarray, proba: np.ndarray, targets: Targets) -> Scores | 
     if targets.multilabel:
         return score_multilabel(truth, proba, targets.classes)
     return score(truth, proba.argmax(axis=1), targets.classes, proba)
-
-
-def _calibrate(
-    raw: dict[str, np.ndarray],
-    truth: dict[str, np.ndarray],
-    fitted_on: str | None,
-    min_precision: float | None,
-) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """Temperature and threshold by validation rows, and every part's probabilities with it."""
-    if fitted_on is None:
-        if min_precision is not None:
-            raise HeadError(
-                "A threshold is fitted on validation rows, and there are none: give --val above "
-                "0, or --folds, or leave --min-precision out."
-            )
-        return {}, raw
-    labels = truth[fitted_on]
-    multilabel = labels.ndim == 2
-    mistakes = (
-        ((raw[fitted_on] >= 0.5) != labels)
-        if multilabel
-        else (raw[fitted_on].argmax(axis=1) != labels)
-    )
-    # Where validation knows no mistake, nothing says how often there will be one.
-    temperature = fit_temperature(raw[fitted_on], labels, multilabel) if mistakes.any() else 1.0
-    proba = {name: apply_temperature(p, temperature, multilabel) for name, p in raw.items()}
-    shown = "test" if "test" in raw else fitted_on
-    calibration: dict[str, Any] = {
-        "temperature": temperature,
-        "fitted_on": fitted_on,
-        "n": len(labels),
-        "shown": shown,
-        "before": reliability(raw[shown], truth[shown]),
-        "after": reliability(proba[shown], truth[shown]),
-    }
-    if min_precision is not None:
-        if multilabel:
-            raise HeadError("--min-precision takes one class an image; leave it out.")
-        threshold = confidence_threshold(proba[fitted_on], labels, min_precision)
-        if threshold is None:
-            raise HeadError(
-                f"No confidence makes validation predictions right in {min_precision:.1%} of the "
-                "cases: ask for a lower --min-precision, or train a better head."
-            )
-        calibration["threshold"] = threshold
-        calibration["min_precision"] = min_precision
-        calibration["abstention"] = {
-            name: _abstention(proba[name], truth[name], threshold) for name in raw
-        }
-    return calibration, proba
-
-
-def _abstention(proba: np.ndarray, labels: np.ndarray, threshold: float) -> dict[str, Any]:
-    """What share is predicted at all, and how often that is right."""
-    sure = proba.max(axis=1) >= threshold
-    right = proba[sure].argmax(axis=1) == labels[sure]
-    return {
-        "coverage": coverage(proba, threshold),
-        "precision": float(right.mean()) if sure.any() else None,
-    }

@@ -95,7 +95,7 @@ class Covariance:
             stop = start + len(block)
             mean += (share[start:stop].to(block.dtype) @ block).double()
             chosen = slice(-start % every, None, every)
-            picked.append(block[chosen])
+            picked.append(block[chosen].clone())  # a view would keep the block
             shares.append(share[start:stop][chosen])
             start = stop
         sample, share = torch.cat(picked), torch.cat(shares)

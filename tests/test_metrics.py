@@ -108,6 +108,7 @@ def test_a_class_never_predicted_has_precision_zero() -> None:
     found = score(np.array([0, 0, 1, 1]), np.zeros(4, dtype=int), ("a", "b"))
     assert found.per_class[1] == {
         "class": "b", "precision": 0.0, "recall": 0.0, "f1": 0.0, "images": 2,
+        "precision_interval_95": None, "recall_interval_95": pytest.approx([0, 0.6576], abs=1e-4),
     }  # fmt: skip
     assert found.balanced_accuracy == 0.5
 

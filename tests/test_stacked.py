@@ -13,7 +13,7 @@ from torch.nn.functional import cross_entropy
 
 from featpipe.optimizers import SCHEDULES, StackedOptimizer, schedule_factor
 from featpipe.perceptrons import logits_of
-from featpipe.stacked import Problem, Shape, Trained
+from featpipe.problems import Problem, Shape, Trained
 from featpipe.stacked import train_stacked as train_rows
 from featpipe.streamed import ResidentRows
 

@@ -1,5 +1,7 @@
 """Features that do not fit in memory give what features in memory give."""
 
+import weakref
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +17,7 @@ from featpipe.settings import TrainSettings
 from featpipe.streamed import ResidentRows, StreamedRows
 from featpipe.train import train_head
 from featpipe.transfer import import_features
+from featpipe.whitening import Covariance, Rows
 
 LITTLE = 1 / 1024  # GiB: 1 MiB, a seventh of the features below
 
@@ -152,3 +155,17 @@ def test_rows_in_memory_are_handed_out_as_they_are() -> None:
 
 def test_the_cache_is_larger_than_the_memory(cache: FeatureCache) -> None:
     assert Path(cache.path).stat().st_size > 7 * LITTLE * 2**30
+
+
+def test_the_solver_keeps_no_block_that_it_has_seen() -> None:
+    seen: list[weakref.ref[torch.Tensor]] = []
+
+    def blocks(size: int) -> Iterator[torch.Tensor]:
+        for _ in range(20):
+            block = torch.zeros(50, 8)
+            seen.append(weakref.ref(block))
+            yield block
+
+    rows = Rows((1000, 8), blocks, "cpu", whole=False)
+    Covariance.of(rows, torch.full((1000,), 1e-3, dtype=torch.float64), True)
+    assert sum(one() is not None for one in seen) <= 1

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -355,10 +356,10 @@ def test_what_takes_one_class_an_image_is_refused_for_several_labels(
     settings = TrainSettings(separator="|", device="cpu")
     with pytest.raises(SplitError, match="leave the separator out"):
         train_head(several, "logistic", settings, budgets=(1, None))
-    with pytest.raises(HeadError, match="leave --against out"):
+    with pytest.raises(SplitError, match="paired tests"):
         train_head(several, "logistic", settings, against=("linear",))
     strict = TrainSettings(separator="|", min_precision=0.9, device="cpu")
-    with pytest.raises(HeadError, match="takes one class an image"):
+    with pytest.raises(SplitError, match="one class an image"):
         train_head(several, "logistic", strict)
 
 
@@ -423,7 +424,7 @@ def test_without_validation_there_is_no_calibration(blurred: FeatureCache) -> No
     assert (classifier.temperature, classifier.threshold) == (1, None)
     assert result.calibration == {}
     strict = TrainSettings(split="random", val=0, test=0.2, min_precision=0.9)
-    with pytest.raises(HeadError, match="threshold is fitted on validation rows"):
+    with pytest.raises(SplitError, match="threshold is fitted on validation rows"):
         train_head(blurred, "lda", strict)
 
 
@@ -523,3 +524,83 @@ def test_another_head_need_not_reach_the_precision(tmp_path: Path) -> None:
     strict = TrainSettings(min_precision=1.0, test=0.2, device="cpu")
     _, result = train_head(cache, "knn", strict, against=("lda",), k=3)
     assert list(result.paired) == ["lda"]
+
+
+def test_what_needs_held_out_rows_is_refused_before_any_fit(
+    blurred: FeatureCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def never(*_: object, **__: object) -> None:
+        raise AssertionError("fitted")
+
+    monkeypatch.setattr("featpipe.train.fit_and_score", never)
+    monkeypatch.setattr("featpipe.train.run_sweep", never)
+    bare = TrainSettings(split="random", val=0.0, device="cpu")
+    with pytest.raises(SplitError, match="Paired tests"):
+        train_head(blurred, "lda", bare, against=("centroid",))
+    with pytest.raises(SplitError, match="label budget"):
+        train_head(blurred, "lda", replace(bare, folds=3), budgets=(1,))
+
+
+def test_a_budget_that_is_repeated_goes_with_a_paired_test(blurred: FeatureCache) -> None:
+    settings = TrainSettings(test=0.2, repeats=2, device="cpu")
+    _, result = train_head(blurred, "lda", settings, budgets=(1, None), against=("centroid",))
+    assert result.budget is not None
+    assert list(result.paired) == ["centroid"]
+
+
+def test_one_class_alone_is_refused_with_folds_too(tmp_path: Path) -> None:
+    features, names = clouds(60)
+    cache = made(tmp_path / "f.h5", {"only": features}, ["x" for _ in names])
+    for head in ("logistic", "ridge", "linear"):
+        with pytest.raises(SplitError, match="only one class"):
+            train_head(cache, head, TrainSettings(folds=3, device="cpu"))
+
+
+@pytest.mark.parametrize("head", ["logistic", "linear"])
+def test_class_weights_are_by_the_names_of_classes(blurred: FeatureCache, head: str) -> None:
+    settings = TrainSettings(val=0.2, device="cpu")
+    heavy = NAMES[0]
+    said = []
+    for weight in (1.0, 30.0):
+        classifier, _ = train_head(blurred, head, settings, class_weight={heavy: weight})
+        said.append(float(classifier.predict_features(blurred.features("only"))[:, 0].mean()))
+    assert said[1] > said[0] + 0.05
+    with pytest.raises(HeadError, match="no class 'nobody'"):
+        train_head(blurred, head, settings, class_weight={"nobody": 2.0})
+
+
+def test_candidates_with_other_class_weights_are_other_candidates(blurred: FeatureCache) -> None:
+    grid = {"class_weight": [{NAMES[0]: 1.0}, {NAMES[0]: 40.0}]}
+    _, result = train_head(blurred, "logistic", TrainSettings(folds=3, device="cpu"), grid)
+    assert result.sweep is not None
+    first, second = result.sweep.candidates
+    assert first.folds["log_loss"] != second.folds["log_loss"]
+
+
+def test_a_candidate_that_scikit_learn_refuses_is_noted(blurred: FeatureCache) -> None:
+    grid = {"n_neighbors": [3, 5000]}
+    settings = TrainSettings(folds=3, device="cpu")
+    _, result = train_head(blurred, "sklearn:neighbors.KNeighborsClassifier", settings, grid)
+    assert result.sweep is not None
+    assert "n_neighbors" in result.sweep.candidates[1].note
+    assert result.sweep.best == 0
+
+
+def test_numpy_values_can_be_swept_and_saved(blurred: FeatureCache, tmp_path: Path) -> None:
+    grid = {"k": np.array([1, 5])}
+    classifier, result = train_head(blurred, "knn", TrainSettings(val=0.2, device="cpu"), grid)
+    result.save(tmp_path / "r.json")
+    classifier.save(tmp_path / "c.safetensors")
+    assert Classifier.load(tmp_path / "c.safetensors").head.get_params()["k"] in (1, 5)
+
+
+def test_a_validation_loss_without_end_is_a_divergence(blurred: FeatureCache) -> None:
+    settings = TrainSettings(val=0.2, device="cpu")
+    with pytest.raises(HeadError, match="no longer finite"):
+        train_head(blurred, "linear", settings, lr=1e37, optimizer="sgd", epochs=2, batch_size=1000)
+
+
+@pytest.mark.parametrize("memory", [float("nan"), float("inf"), 0.0])
+def test_memory_is_a_number(memory: float) -> None:
+    with pytest.raises(SettingsError, match="memory"):
+        TrainSettings(memory=memory)

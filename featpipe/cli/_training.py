@@ -10,6 +10,7 @@ import numpy as np
 from featpipe.cli._output import percent, print_table, say, seconds
 
 MOST_ROWS = 60  # of a table
+MOST_VALUES = 10_000  # of an option
 
 
 def assigned(item: str, option: str = "--set") -> tuple[str, str]:
@@ -48,7 +49,8 @@ def grid_of(items: Iterable[str], whole: Container[str] = ()) -> dict[str, list[
 def _range(text: str, whole: bool) -> list[Any]:
     try:
         first, last, count = (float(part) for part in text.split(":"))
-        if not (np.isfinite([first, last]).all() and count == int(count) and count >= 2):
+        fine = np.isfinite([first, last]).all() and count == int(count)
+        if not (fine and 2 <= count <= MOST_VALUES):
             raise ValueError
     except (ValueError, OverflowError):
         raise click.BadParameter(
@@ -105,7 +107,7 @@ def print_sweep(sweep: dict[str, Any]) -> None:
     numbers = list(range(len(every)))
     if len(every) > MOST_ROWS:
         sign = 1 if metric == "log_loss" else -1
-        numbers.sort(key=lambda i: sign * every[i].get(metric, -sign * np.inf))
+        numbers.sort(key=lambda i: sign * every[i].get(metric, sign * np.inf))
         numbers = sorted({*numbers[: MOST_ROWS // 2], sweep["best"]})
     layers = len({one["layer"] for one in every}) > 1
     options = list(every[0]["options"])
@@ -117,7 +119,8 @@ def print_sweep(sweep: dict[str, Any]) -> None:
         row = ["*" if number == sweep["best"] else "", *([one["layer"]] if layers else [])]
         row += [_text(one["options"][name]) for name in options]
         for name in shown:
-            row.append(one["note"] or _figure(name, one[name]))
+            missing = one["note"] if name == shown[-1] else "-"
+            row.append(_figure(name, one[name]) if name in one else missing)
             if name == metric:
                 interval = one["intervals_95"].get(name)
                 spread = one["spread"].get(name)
@@ -154,8 +157,13 @@ def print_scores(scores: dict[str, Any]) -> None:
     """One line for each part."""
     multilabel = any(part.get("multilabel") for part in scores.values())
     first = ["average_precision"] if multilabel else ["accuracy", "balanced_accuracy"]
-    names = [*first, "macro_f1", "roc_auc", "expected_calibration_error", "log_loss"]
+    last = list(scores.values())[-1]
+    top = [name for name in last if name.startswith("top_") and name.endswith("_accuracy")]
+    names = [*first, *top, "macro_f1", "roc_auc", "average_precision"]
+    names += ["expected_calibration_error", "brier", "log_loss"]
+    names = list(dict.fromkeys(names))
     titles = {
+        **{name: f"top-{name.split('_')[1]} %" for name in top}, "brier": "Brier",
         "average_precision": "mAP %", "accuracy": "accuracy %", "balanced_accuracy": "balanced %",
         "macro_f1": "macro-F1 %", "roc_auc": "ROC-AUC %", "log_loss": "log-loss",
         "expected_calibration_error": "calibration error %",
@@ -164,26 +172,51 @@ def print_scores(scores: dict[str, Any]) -> None:
     for part, found in scores.items():
         interval = found["intervals_95"][names[0]]
         row = [part, str(found["n"]), percent(found[names[0]])]
-        row.append("-" if interval is None else " to ".join(map(percent, interval)))
-        row += [percent(found.get(name)) for name in names[1:-1]]
-        rows.append([*row, f"{found['log_loss']:.4f}" if "log_loss" in found else "-"])
+        row.append(_interval(interval))
+        row += [percent(found.get(name)) for name in names[1:-2]]
+        rows.append([*row, *(_number(found.get(name)) for name in names[-2:])])
     columns = ["rows", "images", titles[names[0]], "95 % interval"]
     print_table([*columns, *(titles[name] for name in names[1:])], rows)
+
+
+def _interval(ends: list[float] | None) -> str:
+    return "-" if ends is None else " to ".join(map(percent, ends))
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4f}"
 
 
 def print_classes(part: str, scores: dict[str, Any], classes: tuple[str, ...]) -> None:
     """Precision and recall by class, and the confusion of not too many."""
     say()
     say(f"By class ({part}):")
-    names = ["precision", "recall", "f1", "average_precision"]
     rows = scores["per_class"]
     shown = rows
     if len(rows) > MOST_ROWS:
         shown = sorted(rows, key=lambda row: row["recall"])[:20]
     print_table(
-        ["class", "images", "precision %", "recall %", "F1 %", "average precision %"],
         [
-            [row["class"], str(row["images"]), *(percent(row.get(name)) for name in names)]
+            "class",
+            "images",
+            "precision %",
+            "95 % interval",
+            "recall %",
+            "95 % interval",
+            "F1 %",
+            "average precision %",
+        ],
+        [
+            [
+                row["class"],
+                str(row["images"]),
+                percent(row["precision"]),
+                _interval(row["precision_interval_95"]),
+                percent(row["recall"]),
+                _interval(row["recall_interval_95"]),
+                percent(row["f1"]),
+                percent(row.get("average_precision")),
+            ]
             for row in shown
         ],
     )
@@ -232,7 +265,7 @@ def print_paired(paired: dict[str, Any], part: str) -> None:
             [
                 name,
                 f"{100 * value:+.2f}",
-                f"{100 * low:+.2f} to {100 * high:+.2f}",
+                "-" if low is None else f"{100 * low:+.2f} to {100 * high:+.2f}",
                 f"{test['first_only']} : {test['second_only']}",
                 f"{test['p_value']:.3f}",
             ]

@@ -108,7 +108,7 @@ def _row(prediction: "Prediction", loaded: "Classifier", top: int) -> dict[str, 
         for i in order[:top]
     ]
     if loaded.multilabel:
-        row["labels"] = [loaded.classes[i] for i in order if prediction.proba[i] > 0.5]
+        row["labels"] = [loaded.classes[i] for i in order if prediction.proba[i] >= 0.5]
         del row["label"]
     elif prediction.sure:
         row["label"] = row["top"][0]["label"]

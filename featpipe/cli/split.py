@@ -13,7 +13,17 @@ if TYPE_CHECKING:
     from featpipe.split import Split
     from featpipe.table import ImageTable
 
-FIELDS = ("split", "val", "test", "group", "folds", "repeats", "leave_one_group_out", "seed")
+FIELDS = (
+    "split",
+    "val",
+    "test",
+    "group",
+    "folds",
+    "repeats",
+    "leave_one_group_out",
+    "seed",
+    "separator",
+)
 
 
 @click.command("split")
@@ -35,9 +45,11 @@ def command(features: str, settings: TrainSettings, out: str | None, as_json: bo
     from featpipe.cache import FeatureCache
     from featpipe.cli._output import print_json
     from featpipe.split import row_groups, save_split, split_rows
+    from featpipe.targets import targets_of
 
     with FeatureCache.open(features) as cache:
-        split = split_rows(cache.table, settings, cache.ok)
+        targets = targets_of(cache.table, settings.separator)
+        split = split_rows(cache.table, settings, cache.ok, strata=targets.strata)
         groups = row_groups(cache.table, settings.group)
         document = {"path": features, **_describe(split, cache.table, groups), "out": out}
         if out is not None:

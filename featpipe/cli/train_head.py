@@ -121,6 +121,8 @@ def command(
     for name in sorted(grid.keys() & chosen.keys()):
         raise click.BadParameter(f"{name} is given once for all candidates, and in --sweep.")
     folder = Path(out) if out else Path(f"{Path(features).stem}-{_slug(head)}")
+    if folder.exists() and not folder.is_dir():
+        raise click.BadParameter(f"{folder} is a file; --out names a folder.")
     with (
         FeatureCache.open(features) as cache,
         progress(quiet) as reporter,
@@ -142,8 +144,8 @@ def command(
     for message in dict.fromkeys(str(warning.message) for warning in caught):
         note(message, warning=True)
     folder.mkdir(parents=True, exist_ok=True)
-    classifier.save(folder / "classifier.safetensors")
     result.save(folder / "result.json")
+    classifier.save(folder / "classifier.safetensors")
     assert result.split is not None
     save_split(result.split, table, folder / "split.csv")
     document = {"out": str(folder), **result.to_dict()}

@@ -10,7 +10,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Self
 
 import numpy as np
-from scipy.sparse import csr_array
 from scipy.special import expit, softmax
 from sklearn.base import BaseEstimator, ClassifierMixin, clone
 from sklearn.utils._param_validation import InvalidParameterError
@@ -26,10 +25,12 @@ from featpipe.descent import Epochs
 from featpipe.errors import HeadError, UnknownNameError
 from featpipe.registry import load_plugin, no_such
 from featpipe.settings import TrainSettings
-from featpipe.streamed import StreamedRows
+from featpipe.streamed import StreamedRows, moments_of
 from featpipe.tasks import Outcome, Task
 
 Validation = tuple[np.ndarray, np.ndarray]
+
+MOMENT_VALUES = 1 << 22  # in float64 at once
 
 
 class Head(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
@@ -178,7 +179,7 @@ class Head(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         proba = self.predict_proba(X)
         predicted: np.ndarray
         if self.multilabel_:
-            predicted = (proba > 0.5).astype(np.int64)
+            predicted = (proba >= 0.5).astype(np.int64)
         else:
             predicted = self.classes_[proba.argmax(axis=1)]
         return predicted
@@ -220,11 +221,14 @@ class Head(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
                 if "standardize" in fitted.get_params():
                     fitted.set_params(standardize=False)
                 select = (X[task.select], targets[task.select])
-                fitted.fit(X[task.train], targets[task.train], validation=select)
-                proba = np.zeros((len(task.scored), n_classes))
-                if len(task.scored):
+                proba, note = np.zeros((len(task.scored), n_classes)), ""
+                try:
+                    fitted.fit(X[task.train], targets[task.train], validation=select)
                     proba[:, fitted.classes_] = fitted.predict_proba(X[task.scored])
-                yield Outcome(number, place, proba, time.perf_counter() - begun)
+                except (HeadError, ValueError) as error:  # scikit-learn's own, too
+                    note = str(error)
+                seconds = time.perf_counter() - begun
+                yield Outcome(number, place, None if note else proba, seconds, 0, note)
 
     def refit(self, epochs: Sequence[int]) -> Self:
         """An unfitted copy for all rows at once, when parts of them have been tried.
@@ -295,66 +299,6 @@ class Head(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         return sum(array.size for array in self.arrays().values())
 
 
-class LinearHead(Head):
-    """A head whose logits are linear in the features.
-
-    A subclass implements ``_solve``, which may give one vector for two classes.
-    """
-
-    def _learn(
-        self,
-        X: np.ndarray,
-        codes: np.ndarray,
-        validation: Validation | None,
-        weights: np.ndarray | None,
-    ) -> None:
-        given = np.ones(len(X)) if weights is None else weights
-        self._coef, self._intercept = self._solve(X, codes, given)
-
-    def _solve(
-        self, X: np.ndarray, codes: np.ndarray, weights: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Coefficients, shape (classes or 1, d), and intercepts, shape (classes or 1,)."""
-        raise TypeError(f"{type(self).__name__} does not implement _solve.")
-
-    def _decision(self, X: np.ndarray) -> np.ndarray:
-        return both_columns(X @ self._coef.T + self._intercept)
-
-    def arrays(self) -> dict[str, np.ndarray]:
-        """Coefficients, shape (classes or 1, d), and intercepts."""
-        return {"coef": self._coef, "intercept": self._intercept}
-
-    def set_arrays(self, arrays: dict[str, np.ndarray]) -> None:
-        """The inverse of `arrays`."""
-        self._coef, self._intercept = arrays["coef"], arrays["intercept"]
-
-
-class WeightedHead(LinearHead):
-    """A linear head whose rows may be weighted."""
-
-    def fit(
-        self, X: Any, y: Any, validation: Validation | None = None, sample_weight: Any = None
-    ) -> Self:
-        """Fit on features `X`, shape (n, d), and labels `y`, shape (n,).
-
-        Parameters
-        ----------
-        X, y : arrays
-        validation : pair of arrays
-            Not used: there are no epochs.
-        sample_weight : array, shape (n,)
-            At least 0; a row of weight 2 counts as if it were there twice.
-        """
-        return self._fit_weighted(X, y, validation, sample_weight)
-
-
-def both_columns(logits: np.ndarray) -> np.ndarray:
-    """Logits of every class; two classes may share one vector, shape (n, 1)."""
-    if logits.shape[1] > 1:
-        return logits
-    return np.concatenate([np.zeros_like(logits), logits], axis=1)
-
-
 def probabilities(
     logits: np.ndarray, multilabel: bool = False, trained_on: np.ndarray | None = None
 ) -> np.ndarray:
@@ -384,7 +328,10 @@ def moments(X: np.ndarray, weights: np.ndarray | None = None) -> tuple[np.ndarra
         A feature that hardly varies has a scale of 1.
     """
     if weights is None:
-        mean, deviation = X.mean(axis=0, dtype=np.float64), X.std(axis=0, dtype=np.float64)
+        size = max(1, MOMENT_VALUES // X.shape[1])
+        parts = (X[start : start + size] for start in range(0, len(X), size))
+        mean, variance = moments_of(parts, X.shape[1])
+        deviation = np.sqrt(variance)
     else:
         mean = np.average(X, axis=0, weights=weights)
         deviation = np.sqrt(np.average((X - mean) ** 2, axis=0, weights=weights))
@@ -397,14 +344,6 @@ def scales(
     """Mean and scale of features, given their mean and deviation in float64."""
     mean, scale = mean.astype(dtype), deviation.astype(dtype)
     return mean, np.where(scale > 1e-6 * np.abs(mean) + 1e-12, scale, 1).astype(dtype)
-
-
-def class_means(X: np.ndarray, codes: np.ndarray) -> np.ndarray:
-    """Mean of each class's rows, shape (classes, d), float64; every class has rows."""
-    counts = np.bincount(codes)
-    members = csr_array((np.ones(len(codes)), (codes, np.arange(len(codes)))))
-    means: np.ndarray = (members @ X) / counts[:, None]
-    return means
 
 
 def make_head(name: str, options: dict[str, Any] | None = None) -> Head:

@@ -7,7 +7,8 @@ from sklearn.preprocessing import normalize
 from sklearn.utils._param_validation import Interval, StrOptions
 
 from featpipe.heads import Head as BaseHead
-from featpipe.heads import Validation, class_means
+from featpipe.heads import Validation
+from featpipe.linear_head import class_means
 
 
 class Head(BaseHead):

@@ -7,7 +7,7 @@ import scipy.linalg
 from sklearn.covariance import ledoit_wolf_shrinkage
 from sklearn.utils._param_validation import Interval, StrOptions
 
-from featpipe.heads import LinearHead, class_means
+from featpipe.linear_head import LinearHead, class_means
 
 LEAST = 1e-10  # of the shrinkage: the covariance is to be invertible
 

@@ -8,7 +8,6 @@ from typing import Self
 
 import numpy as np
 import torch
-from sklearn.base import clone
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.class_weight import compute_sample_weight
@@ -16,7 +15,8 @@ from torch import Tensor
 
 from featpipe.device import choose_double
 from featpipe.errors import HeadError
-from featpipe.heads import WeightedHead, both_columns, probabilities
+from featpipe.heads import probabilities
+from featpipe.linear_head import WeightedHead, both_columns
 from featpipe.logistic import Rows, Solution, Solver
 from featpipe.streamed import StreamedRows
 from featpipe.tasks import Outcome, Task
@@ -160,12 +160,13 @@ class Head(WeightedHead):
         """All tasks side by side, along the path of all C; see `Head.cross_fit`."""
         solvers: dict[bool, Solver] = {}
         rows = _rows_of(X, np.arange(X.shape[0]), heads[0].device)
-        each = MEMORIES * 8 * n_classes * min(X.shape)
+        each = 8 * n_classes * (MEMORIES * min(X.shape) + X.shape[0])
         at_once = max(1, MOST_BYTES // each)
         parts = [tasks[start : start + at_once] for start in range(0, len(tasks), at_once)]
         unlike: dict[str, list[int]] = {}
         for number, head in enumerate(heads):
-            unlike.setdefault(repr(clone(head).set_params(C=1.0)), []).append(number)
+            same = {name: value for name, value in head.get_params().items() if name != "C"}
+            unlike.setdefault(repr(same), []).append(number)
         for numbers in unlike.values():
             head = heads[numbers[0]]
             if head.fit_intercept not in solvers:
@@ -178,7 +179,6 @@ class Head(WeightedHead):
                     row[task.train] = 1
                 weights = head._row_weights(targets, weights, np.arange(n_classes))
                 path = head._minima(solvers[head.fit_intercept], targets, weights, n_classes, Cs)
-                probas = _scored(path, X, targets, some)
                 share = (time.perf_counter() - begun) / (len(some) * len(numbers))
                 open_ = sum(int((~found.converged).sum()) for found in path)
                 if open_:
@@ -188,8 +188,9 @@ class Head(WeightedHead):
                         ConvergenceWarning,
                         stacklevel=2,
                     )
-                for (i, j), proba in probas.items():
-                    yield Outcome(numbers[i], place * at_once + j, proba, share)
+                for j, probas in enumerate(_scored(path, X, targets, some)):
+                    for number, proba in zip(numbers, probas, strict=True):
+                        yield Outcome(number, place * at_once + j, proba, share)
 
 
 def _rows_of(X: np.ndarray | StreamedRows, rows: np.ndarray, device: str) -> Rows:
@@ -209,9 +210,8 @@ def _scored(
     X: np.ndarray | StreamedRows,
     targets: np.ndarray,
     tasks: Sequence[Task],
-) -> dict[tuple[int, int], np.ndarray]:
-    """Probabilities of each task's scored rows at each C."""
-    found = {}
+) -> Iterator[list[np.ndarray]]:
+    """Probabilities of each task's scored rows, at every C."""
     labels = targets.shape[1] if targets.ndim == 2 else 0
     for place, task in enumerate(tasks):
         problems = slice(place * labels, (place + 1) * labels) if labels else place
@@ -226,7 +226,7 @@ def _scored(
         for block in blocks:
             for part, (weight, level) in zip(parts, vectors, strict=True):
                 part.append(block @ weight.astype(block.dtype) + level)
-        for number, part in enumerate(parts):
-            logits = both_columns(np.concatenate(part))
-            found[number, place] = probabilities(logits, bool(labels), targets[task.train])
-    return found
+        yield [
+            probabilities(both_columns(np.concatenate(part)), bool(labels), targets[task.train])
+            for part in parts
+        ]

@@ -9,7 +9,8 @@ import numpy as np
 import scipy.linalg
 from sklearn.utils._param_validation import Interval
 
-from featpipe.heads import WeightedHead, both_columns, probabilities
+from featpipe.heads import probabilities
+from featpipe.linear_head import WeightedHead, both_columns
 from featpipe.streamed import StreamedRows
 from featpipe.tasks import Outcome, Task
 

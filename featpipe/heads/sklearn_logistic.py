@@ -3,7 +3,7 @@
 import numpy as np
 from sklearn.linear_model import LogisticRegression
 
-from featpipe.heads import WeightedHead
+from featpipe.linear_head import WeightedHead
 
 
 class Head(WeightedHead):

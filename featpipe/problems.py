@@ -1,0 +1,152 @@
+"""A perceptron to train: its shape, its settings, its rows, and all that is drawn for it."""
+
+import math
+from dataclasses import dataclass, field
+from itertools import pairwise
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from featpipe.descent import Epochs
+from featpipe.perceptrons import Layers
+from featpipe.streamed import Features
+
+ORDER, DROPOUT, MIXUP = 0, 1, 2  # streams of random numbers of one seed
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What the perceptrons of a stack have in common.
+
+    Attributes
+    ----------
+    widths : tuple of int
+        Features, hidden layers, outputs.
+    epochs, batch_size, patience : int
+        A patience of 0 never stops early.
+    optimizer, schedule : str
+        See `featpipe.optimizers`; the schedule is over all epochs.
+    batch_norm : bool
+    multilabel : bool
+        A sigmoid for each output instead of one softmax.
+    """
+
+    widths: tuple[int, ...]
+    epochs: int
+    batch_size: int
+    optimizer: str = "adam"
+    schedule: str = "constant"
+    patience: int = 0
+    batch_norm: bool = False
+    multilabel: bool = False
+
+    @property
+    def n_parameters(self) -> int:
+        """Weights and biases of one perceptron."""
+        return sum((inputs + 1) * outputs for inputs, outputs in pairwise(self.widths))
+
+
+@dataclass(frozen=True, eq=False)
+class Problem:
+    """One perceptron to train.
+
+    Attributes
+    ----------
+    train, val : int64 arrays
+        Row numbers; those of `val` select the epoch, and may be none.
+    lr, weight_decay, dropout, momentum, label_smoothing, mixup : float
+        `mixup` is the parameter of its Beta distribution; 0 mixes nothing.
+    clip : float
+        Largest norm of the gradient.
+    class_weight : float array, shape (outputs,), or None
+        Of a row of each class; for multi-label, of the positives of each label.
+    seed : int
+        Of the initial weights, the order of rows, dropout and mixup.
+    """
+
+    train: np.ndarray
+    val: np.ndarray
+    lr: float
+    weight_decay: float = 0.0
+    dropout: float = 0.0
+    momentum: float = 0.9
+    label_smoothing: float = 0.0
+    mixup: float = 0.0
+    clip: float = math.inf
+    class_weight: np.ndarray | None = None
+    seed: int = 0
+
+
+@dataclass(eq=False)
+class Trained:
+    """A trained perceptron.
+
+    Attributes
+    ----------
+    layers : Layers
+        Of a stack of one, on the host, batch norm being part of them.
+    curves : list of dict
+        One an epoch: ``epoch`` (from 1), ``train_loss``, ``train_accuracy`` (both running means
+        over the epoch, in training), ``val_loss``, ``val_accuracy``.
+    kept : int
+        The epoch it was taken from.
+    diverged : int
+        The epoch in which its loss stopped being finite; 0 if it never did.
+    """
+
+    layers: Layers = field(default_factory=list)
+    curves: Epochs = field(default_factory=list)
+    kept: int = 0
+    diverged: int = 0
+
+
+def shared(problem: Problem) -> tuple[int, bytes, bytes]:
+    """Equal for problems that see the same batches and are validated on the same rows."""
+    return problem.seed, problem.train.tobytes(), problem.val.tobytes()
+
+
+def batch_sizes(rows: int, batch_size: int) -> list[int]:
+    """Batch sizes of an epoch; a last one of a single row joins the one before (batch norm)."""
+    sizes = [batch_size] * (rows // batch_size)
+    left = rows - sum(sizes)
+    if left == 1 and sizes:
+        sizes[-1] += 1
+    elif left:
+        sizes.append(left)
+    return sizes
+
+
+class Draws:
+    """All that is drawn for problems of one seed and the same rows."""
+
+    def __init__(self, problem: Problem, batch_size: int, X: Features) -> None:
+        self._train = torch.from_numpy(problem.train)
+        self._sizes = batch_sizes(len(problem.train), batch_size)
+        self._seed, self._X = problem.seed, X
+        self._order, self._partners = (
+            torch.Generator().manual_seed(problem.seed + stream) for stream in (ORDER, MIXUP)
+        )
+        self._noise = torch.Generator(X.device).manual_seed(problem.seed + DROPOUT)
+        self._shares: dict[float, np.random.Generator] = {}
+        self.val = torch.from_numpy(problem.val).to(X.device)
+
+    def epoch(self) -> list[Tensor]:
+        """Rows of each batch of an epoch, on the device."""
+        order = self._X.shuffled(self._train, self._order)
+        return list(torch.split(order.to(self._X.device), self._sizes))
+
+    def noise(self, rows: int, width: int) -> Tensor:
+        """Uniform in [0, 1), shape (rows, width)."""
+        return torch.rand(rows, width, generator=self._noise, device=self._X.device)
+
+    def partners(self, rows: int) -> Tensor:
+        """With whom each row of a batch is mixed."""
+        return torch.randperm(rows, generator=self._partners).to(self._X.device)
+
+    def share(self, alpha: float) -> float:
+        """How much of a row stays its own: from Beta(alpha, alpha)."""
+        if not alpha:
+            return 1.0
+        generator = self._shares.setdefault(alpha, np.random.default_rng([self._seed, MIXUP]))
+        return float(generator.beta(alpha, alpha))
