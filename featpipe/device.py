@@ -1,8 +1,10 @@
 """Where computation runs, and the facts about this machine that belong beside a figure."""
 
+import contextlib
 import os
 import platform
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any
 
 import joblib
@@ -43,11 +45,13 @@ def available_cores() -> int:
 
 
 def memory_bytes() -> int:
-    """Memory of this machine; 8 GiB where the system does not say."""
-    try:
-        return int(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
-    except (AttributeError, ValueError, OSError):  # not everywhere
-        return 8 << 30
+    """Memory that this process may use; 8 GiB where the system does not say."""
+    known = []
+    with contextlib.suppress(AttributeError, ValueError, OSError):  # not everywhere
+        known.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    with contextlib.suppress(ValueError, OSError):  # a container's limit, or max
+        known.append(int(Path("/sys/fs/cgroup/memory.max").read_text()))
+    return min(known, default=8 << 30)
 
 
 def precisions(device: str) -> tuple[str, ...]:

@@ -212,7 +212,7 @@ def test_a_sweep_has_a_line_for_each_combination(drawn: list[Figure], tmp_path: 
     plot_path([*sweep, candidate(None, "fc8", C=1.0)], tmp_path / "p.png", "a sweep")
     (axes,) = drawn[0].axes
     assert legend(drawn[0]) == [
-        "fc7, whiten=True", "fc6, whiten=True", "fc7, whiten=False", "fc6, whiten=False", "best",
+        "fc7, whiten=True", "fc6, whiten=True", "fc7, whiten=False", "fc6, whiten=False", "chosen",
     ]  # fmt: skip
     assert axes.get_xlabel() == "C"
     assert axes.get_xscale() == "log"
@@ -232,13 +232,13 @@ def test_only_wide_and_positive_values_are_spaced_by_their_ratio(
 ) -> None:
     plot_path([candidate(0.5, C=value) for value in values], tmp_path / "p.png")
     assert drawn[0].axes[0].get_xscale() == scale
-    assert legend(drawn[0]) == ["accuracy", "best"]
+    assert legend(drawn[0]) == ["mean", "chosen"]
 
 
 def test_of_many_lines_the_best_are_drawn(drawn: list[Figure], tmp_path: Path) -> None:
     sweep = [candidate(0.5 + i / 100, f"layer.{i}", k=k) for i in range(20) for k in (1, 3)]
     plot_path(sweep, tmp_path / "p.png")
-    assert legend(drawn[0]) == [f"layer.{i}" for i in range(19, 7, -1)] + ["best"]
+    assert legend(drawn[0]) == [f"layer.{i}" for i in range(19, 7, -1)] + ["chosen"]
     assert drawn[0].axes[0].get_title() == "the best 12 of 20 lines"
     assert nothing_is_clipped(drawn[0])
 
@@ -308,3 +308,18 @@ def test_lines_and_bars_may_be_called_anything(
     plot_reliability(outcomes(9), None, tmp_path / "p.png", name)
     assert len(legend(drawn[0])) == 2
     assert len(drawn) == 4
+
+
+def test_of_a_loss_less_is_better_and_the_winner_is_the_one_given(
+    drawn: list[Figure], tmp_path: Path
+) -> None:
+    sweep = [candidate(mean, C=C) for mean, C in ((1.6, 1.0), (0.4, 2.0), (0.4, 3.0))]
+    plot_path(sweep, tmp_path / "p.png", best=2, metric="log_loss")
+    (axes,) = drawn[0].axes
+    assert axes.get_ylabel() == "log-loss"
+    line, star = axes.lines
+    assert list(line.get_ydata()) == pytest.approx([1.6, 0.4, 0.4])
+    assert (list(star.get_xdata()), list(star.get_ydata())) == ([3.0], pytest.approx([0.4]))
+    plot_path(sweep, tmp_path / "p.png", metric="average_precision")
+    assert drawn[1].axes[0].get_ylabel() == "average precision (%)"
+    assert list(drawn[1].axes[0].lines[-1].get_xdata()) == [1.0]
