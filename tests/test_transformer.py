@@ -202,7 +202,7 @@ def test_processes_that_extend_one_file_at_once_lose_nothing(
 def test_parallel_jobs_of_a_cross_validation_share_the_file(
     paths: list[str], labels: list[str], extractor: FeatureExtractor, tmp_path: Path
 ) -> None:
-    # In a process of its own: forking this one, with all that the suite has loaded, has crashed it.
+    # In a process of its own: the suite's own, with all that it had loaded, has crashed here once.
     code = (
         "import json, sys\n"
         "from sklearn.model_selection import cross_val_score\n"
