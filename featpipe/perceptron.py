@@ -26,7 +26,7 @@ from featpipe.tasks import Outcome, Task
 LIMITS = {
     "lr": [Interval(Real, 0, None, closed="neither"), None],
     "epochs": [Interval(Integral, 1, None, closed="left")],
-    "batch_size": [Interval(Integral, 1, None, closed="left")],
+    "batch_size": [Interval(Integral, 1, None, closed="left"), None],
     "optimizer": [StrOptions(set(OPTIMIZERS))],
     "schedule": [StrOptions(set(SCHEDULES))],
     "momentum": [Interval(Real, 0, 1, closed="both")],
@@ -56,7 +56,7 @@ class PerceptronHead(Head):
     batch_norm: bool = False
     lr: float | None
     epochs: int
-    batch_size: int
+    batch_size: int | None
     optimizer: str
     schedule: str
     momentum: float

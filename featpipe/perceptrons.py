@@ -142,16 +142,17 @@ class Perceptrons:
             ).transpose(0, 1)
         return values
 
-    def first_gradient(self, inputs: Inputs, of_values: Tensor) -> Tensor:
+    def first_gradient(self, inputs: Inputs, of_values: Tensor, more: bool = False) -> Tensor:
         """The gradient of the first layer's weights, given that of what they make of a batch.
 
-        By hand: it is most of the work, and is written where the last one was.
+        By hand: it is most of the work, and is written where the last one was, or with `more`
+        added to it.
         """
         if self._gradient is None or len(self._gradient) != len(self.weights[0]):
             self._gradient = torch.empty_like(self.weights[0])
         for (first, last), block in zip(inputs.runs, inputs.blocks, strict=True):
             own = of_values[first:last, : len(block)].transpose(0, 1).reshape(len(block), -1)
-            torch.mm(own.T, block, out=self._gradient[first:last].flatten(0, 1))
+            self._gradient[first:last].flatten(0, 1).addmm_(own.T, block, beta=int(more))
         return self._gradient
 
     def rest(self, values: Tensor, inputs: Inputs) -> Tensor:

@@ -23,8 +23,10 @@ class Shape:
     ----------
     widths : tuple of int
         Features, hidden layers, outputs.
-    epochs, batch_size, patience : int
+    epochs, patience : int
         A patience of 0 never stops early.
+    batch_size : int or None
+        None: all rows, one step an epoch.
     optimizer, schedule : str
         See `featpipe.optimizers`; the schedule is over all epochs.
     batch_norm : bool
@@ -34,7 +36,7 @@ class Shape:
 
     widths: tuple[int, ...]
     epochs: int
-    batch_size: int
+    batch_size: int | None
     optimizer: str = "adam"
     schedule: str = "constant"
     patience: int = 0
@@ -106,8 +108,9 @@ def shared(problem: Problem) -> tuple[int, bytes, bytes]:
     return problem.seed, problem.train.tobytes(), problem.val.tobytes()
 
 
-def batch_sizes(rows: int, batch_size: int) -> list[int]:
+def batch_sizes(rows: int, batch_size: int | None) -> list[int]:
     """Batch sizes of an epoch; a last one of a single row joins the one before (batch norm)."""
+    batch_size = batch_size or max(1, rows)
     sizes = [batch_size] * (rows // batch_size)
     left = rows - sum(sizes)
     if left == 1 and sizes:
@@ -120,7 +123,7 @@ def batch_sizes(rows: int, batch_size: int) -> list[int]:
 class Draws:
     """All that is drawn for problems of one seed and the same rows."""
 
-    def __init__(self, problem: Problem, batch_size: int, X: Features) -> None:
+    def __init__(self, problem: Problem, batch_size: int | None, X: Features) -> None:
         self._train = torch.from_numpy(problem.train)
         self._sizes = batch_sizes(len(problem.train), batch_size)
         self._seed, self._X = problem.seed, X
@@ -133,7 +136,9 @@ class Draws:
 
     def epoch(self) -> list[Tensor]:
         """Rows of each batch of an epoch, on the device."""
-        order = self._X.shuffled(self._train, self._order)
+        order = self._train
+        if len(self._sizes) > 1:  # a sum over all rows has no order
+            order = self._X.shuffled(order, self._order)
         return list(torch.split(order.to(self._X.device), self._sizes))
 
     def noise(self, rows: int, width: int) -> Tensor:

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, log_softmax
 
+from featpipe.errors import HeadError
 from featpipe.optimizers import StackedOptimizer, schedule_factor
 from featpipe.perceptrons import Inputs, Layers, Mixing, Perceptrons, logits_of
 from featpipe.problems import Draws, Problem, Shape, Trained, batch_sizes, shared
@@ -63,7 +64,19 @@ def train_stacked(
     -------
     list of Trained
         In the order of `problems`.
+
+    Raises
+    ------
+    HeadError
+        If batch norm or mixup need a batch that memory does not hold.
     """
+    for problem in problems:
+        rows = max(batch_sizes(len(problem.train), shape.batch_size), default=0)
+        if (shape.batch_norm or problem.mixup) and rows > X.most_rows:
+            raise HeadError(
+                f"batch_norm and mixup need the {rows} rows of a batch at once, and memory for "
+                f"features holds {X.most_rows}: lower batch_size, raise --memory, or turn them off."
+            )
     at_once = most_bytes // (COPIES * 4 * shape.n_parameters)
     if X.device.type == "cpu":
         at_once = min(at_once, QUICK_BYTES // (4 * shape.n_parameters))
@@ -163,6 +176,27 @@ class _Stack:
 
     def _step(self, batches: Sequence[Tensor], factor: float) -> Tensor:
         """One step of every perceptron; the batch's loss and hits, times its rows."""
+        counts = [len(batch) for batch in batches]
+        size = max(counts) if self.shape.batch_norm or any(self.mixup) else self.X.at_once
+        count = self._spread(self._tensor(counts))
+        sums = torch.zeros(2, len(self.active), device=self.X.device)
+        gradients: list[Tensor] = []
+        for start in range(0, max(counts), size):
+            some = [batch[start : start + size] for batch in batches]
+            sums += self._add_gradients(some, count, gradients)
+        if self.clip is not None:
+            squares = [part.square().flatten(1).sum(1) for part in gradients]
+            norm = torch.stack(squares).sum(0).sqrt()
+            shrink = (self.clip / norm.clamp(min=1e-12)).clamp(max=1)
+            for part in gradients:
+                part *= shrink[:, None, None]
+        self.optimizer.step(self.network.parameters(), gradients, factor)
+        return sums
+
+    def _add_gradients(
+        self, batches: Sequence[Tensor], count: Tensor, gradients: list[Tensor]
+    ) -> Tensor:
+        """Add the gradients of the rows' part of the mean loss; their loss and hits."""
         counts = torch.tensor([len(batch) for batch in batches])
         most, real = int(counts.max()), None
         if int(counts.min()) < most:
@@ -172,8 +206,7 @@ class _Stack:
             [self.X.take(batch, slot) for slot, batch in enumerate(batches)], self.runs, most, real,
             self._noise(counts.tolist(), most), self.dropout, self._mixing(counts.tolist(), most),
         )  # fmt: skip
-        parameters = self.network.parameters()
-        rest = parameters[1:]
+        rest = self.network.parameters()[1:]
         values = self.network.first(inputs)
         for leaf in (values, *rest):
             leaf.requires_grad_(True)
@@ -181,18 +214,15 @@ class _Stack:
             logits = self.network.rest(values, inputs)
             loss = self._loss(logits, target, inputs.mixing)
             loss = (loss if real is None else loss * real).sum(1)
-            count = self._spread(counts.float().to(self.X.device))
-            of_values, *gradients = torch.autograd.grad((loss / count).sum(), [values, *rest])
+            of_values, *of_rest = torch.autograd.grad((loss / count).sum(), [values, *rest])
         for leaf in rest:
             leaf.requires_grad_(False)
-        gradients = [self.network.first_gradient(inputs, of_values), *gradients]
-        if self.clip is not None:
-            squares = [part.square().flatten(1).sum(1) for part in gradients]
-            norm = torch.stack(squares).sum(0).sqrt()
-            shrink = (self.clip / norm.clamp(min=1e-12)).clamp(max=1)
-            for part in gradients:
-                part *= shrink[:, None, None]
-        self.optimizer.step(parameters, gradients, factor)
+        of_first = self.network.first_gradient(inputs, of_values, more=bool(gradients))
+        if not gradients:
+            gradients += [of_first, *of_rest]
+        else:
+            for total, part in zip(gradients[1:], of_rest, strict=True):
+                total += part
         hits = self._hits(logits.detach(), target)
         return torch.stack([loss.detach(), (hits if real is None else hits * real).sum(1)])
 

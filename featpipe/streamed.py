@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 CHUNK_BYTES = 1 << 24  # read at once
+RESIDENT_BYTES = 1 << 28  # copied at once
 
 
 class Features(Protocol):
@@ -21,11 +22,17 @@ class Features(Protocol):
     shares_reading : bool
         Whether perceptrons of other rows or seeds may be trained beside each other; where rows
         are read from a file, each order of rows would read all of them.
+    at_once : int
+        Rows that are best taken at once; a sum over more is added up.
+    most_rows : int
+        Rows that can be taken at once.
     """
 
     shape: tuple[int, int]
     device: torch.device
     shares_reading: bool
+    at_once: int
+    most_rows: int
 
     def take(self, rows: Tensor, slot: int = 0) -> Tensor:
         """Some rows, float32, on the device; good until others are taken into the same slot."""
@@ -41,6 +48,7 @@ class ResidentRows:
 
     def __init__(self, X: Tensor) -> None:
         self._X, self.shape, self.device = X.float(), (len(X), X.shape[1]), X.device
+        self.at_once, self.most_rows = max(1, RESIDENT_BYTES // (4 * X.shape[1])), len(X)
         self._slots: dict[int, Tensor] = {}
 
     def take(self, rows: Tensor, slot: int = 0) -> Tensor:
@@ -85,6 +93,7 @@ class StreamedRows:
         self._mean: np.ndarray | None = None
         self._scale: np.ndarray | None = None
         self._chunk = max(1, min(CHUNK_BYTES, most_bytes // 8) // (4 * shape[1]))
+        self.at_once, self.most_rows = self._chunk, most_bytes // (4 * shape[1])
         self._most = max(2, most_bytes // (4 * shape[1] * self._chunk))
         self._held: OrderedDict[int, np.ndarray] = OrderedDict()
 

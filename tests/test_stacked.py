@@ -58,10 +58,11 @@ SHAPES = [
     Shape((FEATURES, CLASSES), 8, 32, patience=3),
     Shape((FEATURES, 9, 5, CLASSES), 8, 32, "adamw", "cosine", batch_norm=True),
     Shape((FEATURES, 7, CLASSES), 6, 64, "sgd", "one-cycle", patience=2),
+    Shape((FEATURES, CLASSES), 8, None),
 ]
 
 
-@pytest.mark.parametrize("shape", SHAPES, ids=["linear", "batch-norm", "sgd"])
+@pytest.mark.parametrize("shape", SHAPES, ids=["linear", "batch-norm", "sgd", "all-rows"])
 def test_each_perceptron_ends_as_it_would_alone(shape: Shape) -> None:
     X, y = noisy()
     problems = several()
@@ -77,6 +78,21 @@ def test_each_perceptron_ends_as_it_would_alone(shape: Shape) -> None:
         ):
             torch.testing.assert_close(weight, other_weight, rtol=1e-3, atol=1e-4)
             torch.testing.assert_close(bias, other_bias, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("batch_size", [None, 60])
+def test_a_batch_taken_in_parts_has_the_gradient_of_the_whole(batch_size: int | None) -> None:
+    X, y = noisy()
+    shape = Shape((FEATURES, 7, CLASSES), 8, batch_size, patience=3)
+    problems = [replace(problem, mixup=0.0) for problem in several()]
+    parts = ResidentRows(X)
+    parts.at_once = 17
+    for one, other in zip(
+        train_rows(parts, y, shape, problems), train_stacked(X, y, shape, problems), strict=True
+    ):
+        assert one.kept == other.kept
+        for pair, other_pair in zip(one.layers, other.layers, strict=True):
+            torch.testing.assert_close(pair, other_pair, rtol=1e-4, atol=1e-5)
 
 
 def test_little_memory_changes_nothing() -> None:

@@ -87,19 +87,41 @@ def test_what_is_held_stays_within_the_memory() -> None:
         assert sum(part.nbytes for part in rows._held.values()) <= 4000
 
 
-def test_rows_in_memory_and_on_disk_train_the_same_where_the_order_is_the_same() -> None:
+@pytest.mark.parametrize(
+    ("head", "options"),
+    [
+        ("linear", {}),
+        ("linear", {"optimizer": "sgd", "schedule": "cosine", "clip": 0.1, "label_smoothing": 0.1}),
+        ("mlp", {"hidden": [7], "dropout": 0.0, "class_weight": "balanced"}),
+    ],
+)
+def test_full_batches_from_disk_have_the_gradient_of_all_rows(
+    head: str, options: dict[str, object]
+) -> None:
     random = np.random.default_rng(0)
-    X, y = random.normal(size=(60, 5)).astype(np.float32), np.arange(60) % 3
+    X, y = random.normal(size=(80, 5)).astype(np.float32), np.arange(80) % 3
     X[:, 0] += 2 * (y == 1)
-    head = make_head("linear", {"batch_size": 60, "epochs": 20, "lr": 0.05, "device": "cpu"})
-    whole = head.fit(X, y, validation=(X[40:], y[40:])).predict_proba(X)
-    both = np.concatenate([X, X[40:]])
-    rows, _ = counted(both, 400)
-    labels = np.concatenate([y, y[40:]])
-    streamed = make_head("linear", head.get_params())
-    streamed.fit_streamed(rows, labels, np.arange(60), np.arange(60, 80))
-    # One batch an epoch: its rows come in another order, and are added up in another.
-    assert streamed.predict_proba(X) == pytest.approx(whole, abs=1e-4)
+    common = {"batch_size": None, "epochs": 20, "lr": 0.05, "device": "cpu"} | options
+    whole = make_head(head, common)
+    whole.fit(X[:60], y[:60], validation=(X[60:], y[60:]))
+    rows, reads = counted(X, 400)
+    streamed = make_head(head, common)
+    streamed.fit_streamed(rows, y, np.arange(60), np.arange(60, 80))
+    assert max(reads) == rows.at_once == 2  # in thirty parts
+    found, expected = streamed.arrays(), whole.arrays()
+    for name, values in expected.items():
+        np.testing.assert_allclose(found[name], values, rtol=1e-4, atol=1e-5, err_msg=name)
+    assert [row["train_loss"] for row in streamed.curves_] == pytest.approx(
+        [row["train_loss"] for row in whole.curves_], rel=1e-4
+    )
+
+
+@pytest.mark.parametrize("options", [{"batch_norm": True, "hidden": [4]}, {"mixup": 0.2}])
+def test_a_batch_that_must_be_whole_and_does_not_fit_is_refused(options: dict[str, object]) -> None:
+    rows, _ = counted(np.ones((60, 5), np.float32), 400)
+    head = make_head("mlp", {"batch_size": None, "device": "cpu"} | options)
+    with pytest.raises(HeadError, match=r"the 60 rows of a batch at once.* holds 20: lower"):
+        head.fit_streamed(rows, np.arange(60) % 3, np.arange(60), np.arange(0))
 
 
 def test_logistic_regression_is_the_same_from_disk(cache: FeatureCache) -> None:

@@ -15,7 +15,9 @@ class Head(PerceptronHead):
         logit about as far whatever the number of features.
     epochs : int
         At most this many passes.
-    batch_size : int
+    batch_size : int or None
+        Rows of a step. None: all of them, an exact gradient and one step an epoch, which asks
+        for a higher learning rate or more epochs.
     optimizer : {"adam", "adamw", "sgd"}
     schedule : {"constant", "cosine", "one-cycle"}
         Of the learning rate, over all epochs.
@@ -44,7 +46,7 @@ class Head(PerceptronHead):
         self,
         lr: float | None = None,
         epochs: int = 100,
-        batch_size: int = 64,
+        batch_size: int | None = 64,
         optimizer: str = "adam",
         schedule: str = "constant",
         momentum: float = 0.9,

@@ -38,7 +38,7 @@ class Head(PerceptronHead):
         batch_norm: bool = False,
         lr: float | None = None,
         epochs: int = 60,
-        batch_size: int = 64,
+        batch_size: int | None = 64,
         optimizer: str = "adam",
         schedule: str = "constant",
         momentum: float = 0.9,
