@@ -10,7 +10,7 @@ from torch import Tensor
 
 from featpipe.descent import Epochs
 from featpipe.perceptrons import Layers
-from featpipe.streamed import Features
+from featpipe.streamed import Features, batch_sizes
 
 ORDER, DROPOUT, MIXUP = 0, 1, 2  # streams of random numbers of one seed
 
@@ -106,18 +106,6 @@ class Trained:
 def shared(problem: Problem) -> tuple[int, bytes, bytes]:
     """Equal for problems that see the same batches and are validated on the same rows."""
     return problem.seed, problem.train.tobytes(), problem.val.tobytes()
-
-
-def batch_sizes(rows: int, batch_size: int | None) -> list[int]:
-    """Batch sizes of an epoch; a last one of a single row joins the one before (batch norm)."""
-    batch_size = batch_size or max(1, rows)
-    sizes = [batch_size] * (rows // batch_size)
-    left = rows - sum(sizes)
-    if left == 1 and sizes:
-        sizes[-1] += 1
-    elif left:
-        sizes.append(left)
-    return sizes
 
 
 class Draws:

@@ -24,8 +24,8 @@ from torch.nn.functional import binary_cross_entropy_with_logits, log_softmax
 from featpipe.errors import HeadError
 from featpipe.optimizers import StackedOptimizer, schedule_factor
 from featpipe.perceptrons import Inputs, Layers, Mixing, Perceptrons, logits_of
-from featpipe.problems import Draws, Problem, Shape, Trained, batch_sizes, shared
-from featpipe.streamed import Features
+from featpipe.problems import Draws, Problem, Shape, Trained, shared
+from featpipe.streamed import Features, batch_sizes
 
 BLOCK_VALUES = 1 << 23  # features or logits that are made at once
 STACK_BYTES = 1 << 30

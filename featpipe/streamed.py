@@ -162,6 +162,18 @@ class StreamedRows:
         return torch.cat(parts)
 
 
+def batch_sizes(rows: int, batch_size: int | None) -> list[int]:
+    """Batch sizes of an epoch; a last one of a single row joins the one before (batch norm)."""
+    batch_size = batch_size or max(1, rows)
+    sizes = [batch_size] * (rows // batch_size)
+    left = rows - sum(sizes)
+    if left == 1 and sizes:
+        sizes[-1] += 1
+    elif left:
+        sizes.append(left)
+    return sizes
+
+
 def moments_of(blocks: Iterable[np.ndarray], features: int) -> tuple[np.ndarray, np.ndarray]:
     """Mean and variance of each feature over all rows of some blocks, float64."""
     count, mean, squares = 0, np.zeros(features), np.zeros(features)
