@@ -442,3 +442,34 @@ def test_first_calls_from_several_threads_do_not_wait_for_ever(attempt: int) -> 
     """OpenVINO by itself hangs in three of four such processes."""
     done = subprocess.run([sys.executable, "-c", MANY_AT_ONCE], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr or "it hangs"
+
+
+SIGNAL_AFTER_MODELS = """
+import gc, signal, sys
+from featpipe.extractor import prepare
+from featpipe.settings import ExtractSettings
+heard = []
+signal.signal(signal.SIGINT, lambda *_: heard.append(1))
+def ready():
+    settings = ExtractSettings(weights="random", input_size=64, batch_size=2, runtime="openvino")
+    made = prepare("resnet18", settings)
+    with made.forward:
+        return made
+elder, younger = ready(), ready()
+del elder
+gc.collect()
+del younger
+gc.collect()
+signal.raise_signal(signal.SIGINT)
+sys.exit(heard != [1])
+"""
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
+@pytest.mark.skipif("openvino" not in {name for name, _ in WAYS}, reason="no OpenVINO")
+def test_ctrl_c_is_heard_when_one_model_has_given_way_to_another() -> None:
+    """Where the processor has AMX, OpenVINO by itself leaves the process to crash."""
+    done = subprocess.run(
+        [sys.executable, "-c", SIGNAL_AFTER_MODELS], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr or done.returncode

@@ -61,8 +61,19 @@ def _openvino() -> Any:
 
 
 @functools.cache
+def _core() -> Any:
+    """The one that this process uses to its end.
+
+    For AMX, each one's CPU plug-in gives the thread a stack for signals and, when it and its last
+    model go, puts back the one before. Of two that lived at once, the younger so put back the
+    elder's, which was memory no more: the next signal, such as Ctrl-C, was a crash.
+    """
+    return _openvino().Core()
+
+
+@functools.cache
 def _capabilities() -> tuple[str, ...]:
-    return tuple(_openvino().Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"))
+    return tuple(_core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"))
 
 
 def model_folder() -> Path:
@@ -115,7 +126,7 @@ class Runtime:
             self._requests.put(request)
 
     def _compile(self) -> Any:
-        core = _openvino().Core()
+        core = _core()
         try:
             model = _converted(core, self._network)
             model.reshape([self._batch, *self._network.size, 3])
