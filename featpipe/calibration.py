@@ -4,6 +4,7 @@ Labels are class numbers, shape (n,), one a row of `proba`, whose rows then sum 
 images with several labels each, a matrix of 0 and 1 of the shape of `proba`.
 """
 
+import logging
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,8 @@ from scipy.special import expit, log_expit, log_softmax, logit, softmax
 from scipy.stats import binomtest
 
 from featpipe.errors import HeadError, SettingsError
+
+log = logging.getLogger(__name__)
 
 # The smallest probability that a logarithm is taken of, scikit-learn's.
 SMALLEST = float(np.finfo(np.float64).eps)
@@ -287,14 +290,10 @@ def calibrate(
     Returns
     -------
     calibration : dict
-        As in `featpipe.train.Result`; empty without validation rows.
+        As in `featpipe.train.Result`; empty without validation rows, and without a threshold
+        where no confidence reaches the precision.
     proba : dict of str to float array
         As `raw`, at that temperature.
-
-    Raises
-    ------
-    HeadError
-        If no confidence reaches the precision.
     """
     if fitted_on is None:
         return {}, raw
@@ -319,16 +318,19 @@ def calibrate(
     }
     if min_precision is not None:
         threshold = confidence_threshold(proba[fitted_on], labels, min_precision)
-        if threshold is None:
-            raise HeadError(
-                f"No confidence makes validation predictions right in {min_precision:.1%} of the "
-                "cases: ask for a lower --min-precision, or train a better head."
-            )
-        calibration["threshold"] = threshold
         calibration["min_precision"] = min_precision
-        calibration["abstention"] = {
-            name: _abstention(proba[name], truth[name], threshold) for name in raw
-        }
+        if threshold is None:  # what was trained is not lost for it
+            log.warning(
+                "No confidence makes validation predictions right in %.1f %% of the cases: the "
+                "classifier never abstains. Ask for a lower --min-precision, or train a better "
+                "head.",
+                100 * min_precision,
+            )
+        else:
+            calibration["threshold"] = threshold
+            calibration["abstention"] = {
+                name: _abstention(proba[name], truth[name], threshold) for name in raw
+            }
     return calibration, proba
 
 

@@ -450,13 +450,19 @@ def test_the_threshold_keeps_what_was_asked_on_validation_rows(
     assert Classifier.load(tmp_path / "c.safetensors").threshold == classifier.threshold
 
 
-def test_a_precision_that_cannot_be_had_is_an_error(tmp_path: Path) -> None:
+def test_a_precision_that_cannot_be_had_leaves_a_classifier_that_never_abstains(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     # Every surest prediction is wrong: validation rows have each other's labels.
     features, names = clouds(90, spread=0.1)
     names[60:] = [NAMES[(row + 1) % 3] for row in range(60, 90)]
     cache = made(tmp_path / "f.h5", {"only": features}, names, ["train"] * 60 + ["val"] * 30)
-    with pytest.raises(HeadError, match=r"right in 90\.0% of the cases: ask for a lower"):
-        train_head(cache, "logistic", TrainSettings(min_precision=0.9, device="cpu"))
+    settings = TrainSettings(min_precision=0.9, device="cpu")
+    classifier, result = train_head(cache, "logistic", settings)
+    assert "right in 90.0 % of the cases: the classifier never abstains" in caplog.text
+    assert classifier.threshold is None
+    assert result.calibration["min_precision"] == 0.9
+    assert "threshold" not in result.calibration
 
 
 def test_predictions_below_the_threshold_are_not_sure(tmp_path: Path) -> None:
