@@ -20,8 +20,9 @@ from featpipe.tasks import Outcome, Task
 
 BLOCK_VALUES = 1 << 24  # similarities at once: 64 MB
 # Of each class beside those that are cast: a class without a neighbour is unlikely, not impossible.
-# The nearest row's own vote is 1.
-PRIOR_VOTE = 0.1
+# The nearest row's own vote is 1. By log-loss over folds of training photographs (two sets, two
+# backbones, k of 5, 20 and 50) 0.02 to 0.1 are about as good, 0.2 is worse.
+PRIOR_VOTE = 0.05
 
 
 class Head(BaseHead):

@@ -1,0 +1,137 @@
+"""Where a training that was interrupted goes on.
+
+A training that takes longer than seconds leaves what it has come to in a folder, now and then; the
+same training, begun again with that folder, goes on from there and ends as it would have ended.
+"""
+
+import contextlib
+import hashlib
+import logging
+import shutil
+import time
+from collections.abc import Iterator
+from contextvars import ContextVar
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+
+from featpipe.checksums import DIGEST_BYTES, digest_blocks
+from featpipe.durable import placing
+
+log = logging.getLogger(__name__)
+
+SECONDS = 20.0  # between two savings
+SHARE = 0.05  # of the time, at most, goes into saving
+BLOCK = 1 << 20  # bytes read at once
+
+
+class Checkpoints:
+    """Unfinished trainings in a folder, each in a file of its own.
+
+    Parameters
+    ----------
+    folder : Path
+        Made when the first is saved.
+    identity : str
+        Of the data and whatever else the trainings do not know of themselves.
+    seconds : float or None
+        Between two savings, `SECONDS` if None; 0 saves after every step, whatever it costs.
+
+    Attributes
+    ----------
+    resumed : bool
+        Whether a training has gone on from what was here.
+    """
+
+    resumed = False
+
+    def __init__(self, folder: Path, identity: str = "", seconds: float | None = None) -> None:
+        self._folder, self._identity = folder, identity
+        self._seconds = SECONDS if seconds is None else seconds
+        self._next = time.monotonic() + self._seconds
+        self._warned = False
+
+    @property
+    def due(self) -> bool:
+        """Whether it is time to save again."""
+        return time.monotonic() >= self._next
+
+    def load(self, key: str) -> dict[str, Any] | None:
+        """What the training of this key had come to; None if it has not begun."""
+        path = self._file(key)
+        try:
+            with path.open("rb") as file:
+                # torch's own reader does not look at the checksums of its format.
+                if file.read(DIGEST_BYTES) != _digest(file):
+                    raise ValueError("its checksum is another")
+                file.seek(DIGEST_BYTES)
+                state: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
+        except FileNotFoundError:
+            return None
+        except Exception as error:  # a damaged file raises anything at all
+            log.warning("%s cannot be read (%s); the training begins anew.", path, error)
+            return None
+        self.resumed = True
+        log.info("Going on with the training that was interrupted.")
+        return state
+
+    def save(self, key: str, state: dict[str, Any]) -> None:
+        """Put it on disk; where that fails, say so and let the training go on."""
+        begun = time.monotonic()
+        path = self._file(key)
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            for left in self._folder.glob(f".{path.name}.*.tmp"):  # by one that was killed
+                left.unlink(missing_ok=True)
+            with placing(path) as temporary, temporary.open("wb+") as file:
+                file.write(bytes(DIGEST_BYTES))
+                torch.save(state, file)
+                file.seek(DIGEST_BYTES)
+                digest = _digest(file)
+                file.seek(0)
+                file.write(digest)
+        except (OSError, RuntimeError) as error:  # torch's writer raises the latter on a full disk
+            if not self._warned:
+                log.warning("The state of the training cannot be saved: %s.", error)
+            self._warned = True
+        spent = time.monotonic() - begun
+        wait = max(self._seconds, spent / SHARE) if self._seconds else 0.0
+        self._next = time.monotonic() + wait
+
+    def clear(self) -> None:
+        """Take the folder away."""
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _file(self, key: str) -> Path:
+        digest = hashlib.blake2b(f"{self._identity}\n{key}".encode(), digest_size=12)
+        return self._folder / f"{digest.hexdigest()}.pt"
+
+
+def _digest(file: BinaryIO) -> bytes:
+    """Of all that follows in a file."""
+    return digest_blocks(iter(lambda: file.read(BLOCK), b""))
+
+
+_present: ContextVar[Checkpoints | None] = ContextVar("checkpoints", default=None)
+
+
+def present() -> Checkpoints | None:
+    """Where trainings that run now may leave their state."""
+    return _present.get()
+
+
+@contextlib.contextmanager
+def checkpointing(
+    folder: Path, identity: str = "", seconds: float | None = None
+) -> Iterator[Checkpoints]:
+    """Let every training within keep its state in a folder, and go on from it.
+
+    When all that was trained is saved elsewhere, `Checkpoints.clear` takes the folder away.
+    """
+    opened = Checkpoints(folder, identity, seconds)
+    token = _present.set(opened)
+    try:
+        yield opened
+    finally:
+        _present.reset(token)
