@@ -37,7 +37,14 @@ class Checkpoints:
         Of the data and whatever else the trainings do not know of themselves.
     seconds : float
         Between two savings; 0 saves after every step, whatever it costs.
+
+    Attributes
+    ----------
+    resumed : bool
+        Whether a training has gone on from what was here.
     """
+
+    resumed = False
 
     def __init__(self, folder: Path, identity: str = "", seconds: float = SECONDS) -> None:
         self._folder, self._identity, self._seconds = folder, identity, seconds
@@ -64,6 +71,7 @@ class Checkpoints:
         except Exception as error:  # a damaged file raises anything at all
             log.warning("%s cannot be read (%s); the training begins anew.", path, error)
             return None
+        self.resumed = True
         log.info("Going on with the training that was interrupted.")
         return state
 
