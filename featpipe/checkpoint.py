@@ -35,8 +35,8 @@ class Checkpoints:
         Made when the first is saved.
     identity : str
         Of the data and whatever else the trainings do not know of themselves.
-    seconds : float
-        Between two savings; 0 saves after every step, whatever it costs.
+    seconds : float or None
+        Between two savings, `SECONDS` if None; 0 saves after every step, whatever it costs.
 
     Attributes
     ----------
@@ -46,9 +46,10 @@ class Checkpoints:
 
     resumed = False
 
-    def __init__(self, folder: Path, identity: str = "", seconds: float = SECONDS) -> None:
-        self._folder, self._identity, self._seconds = folder, identity, seconds
-        self._next = time.monotonic() + seconds
+    def __init__(self, folder: Path, identity: str = "", seconds: float | None = None) -> None:
+        self._folder, self._identity = folder, identity
+        self._seconds = SECONDS if seconds is None else seconds
+        self._next = time.monotonic() + self._seconds
         self._warned = False
 
     @property
@@ -122,7 +123,7 @@ def present() -> Checkpoints | None:
 
 @contextlib.contextmanager
 def checkpointing(
-    folder: Path, identity: str = "", seconds: float = SECONDS
+    folder: Path, identity: str = "", seconds: float | None = None
 ) -> Iterator[Checkpoints]:
     """Let every training within keep its state in a folder, and go on from it.
 
