@@ -7,7 +7,6 @@ same training, begun again with that folder, goes on from there and ends as it w
 import contextlib
 import hashlib
 import logging
-import shutil
 import time
 from collections.abc import Iterator
 from contextvars import ContextVar
@@ -100,8 +99,12 @@ class Checkpoints:
         self._next = time.monotonic() + wait
 
     def clear(self) -> None:
-        """Take the folder away."""
-        shutil.rmtree(self._folder, ignore_errors=True)
+        """Take the trainings away, and the folder if nothing else is in it."""
+        with contextlib.suppress(OSError):
+            for pattern in ("*.pt", ".*.pt.*.tmp"):
+                for file in self._folder.glob(pattern):
+                    file.unlink(missing_ok=True)
+            self._folder.rmdir()
 
     def _file(self, key: str) -> Path:
         digest = hashlib.blake2b(f"{self._identity}\n{key}".encode(), digest_size=12)
