@@ -29,6 +29,8 @@ from featpipe.weights import digest_weights
 
 log = logging.getLogger(__name__)
 
+IN_NETWORK = ("crop", "mean", "std", "reshaped")  # of the preprocessing, what the network does
+
 
 @dataclass(frozen=True)
 class Execution:
@@ -294,6 +296,6 @@ def _identity(spec: Spec, layers: list[PooledLayer]) -> str:
         spec.backbone,
         spec.weights_digests,
         [[layer.name, layer.pool, layer.shape] for layer in layers],
-        [spec.preprocessing[name] for name in ("crop", "mean", "std")],
+        [value for name, value in spec.preprocessing.items() if name in IN_NETWORK],
     ]
     return hashlib.blake2b(json.dumps(decides).encode(), digest_size=16).hexdigest()
