@@ -12,16 +12,18 @@ import time
 from collections.abc import Iterator
 from contextvars import ContextVar
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 
+from featpipe.checksums import DIGEST_BYTES, digest_blocks
 from featpipe.durable import placing
 
 log = logging.getLogger(__name__)
 
 SECONDS = 20.0  # between two savings
 SHARE = 0.05  # of the time, at most, goes into saving
+BLOCK = 1 << 20  # bytes read at once
 
 
 class Checkpoints:
@@ -34,12 +36,13 @@ class Checkpoints:
     identity : str
         Of the data and whatever else the trainings do not know of themselves.
     seconds : float
-        Between two savings.
+        Between two savings; 0 saves after every step, whatever it costs.
     """
 
     def __init__(self, folder: Path, identity: str = "", seconds: float = SECONDS) -> None:
         self._folder, self._identity, self._seconds = folder, identity, seconds
         self._next = time.monotonic() + seconds
+        self._warned = False
 
     @property
     def due(self) -> bool:
@@ -48,28 +51,44 @@ class Checkpoints:
 
     def load(self, key: str) -> dict[str, Any] | None:
         """What the training of this key had come to; None if it has not begun."""
-        file = self._file(key)
+        path = self._file(key)
         try:
-            state: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
+            with path.open("rb") as file:
+                # torch's own reader does not look at the checksums of its format.
+                if file.read(DIGEST_BYTES) != _digest(file):
+                    raise ValueError("its checksum is another")
+                file.seek(DIGEST_BYTES)
+                state: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
         except FileNotFoundError:
             return None
         except Exception as error:  # a damaged file raises anything at all
-            log.warning("%s cannot be read (%s); the training begins anew.", file, error)
+            log.warning("%s cannot be read (%s); the training begins anew.", path, error)
             return None
+        log.info("Going on with the training that was interrupted.")
         return state
 
     def save(self, key: str, state: dict[str, Any]) -> None:
         """Put it on disk; where that fails, say so and let the training go on."""
         begun = time.monotonic()
-        file = self._file(key)
+        path = self._file(key)
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
-            with placing(file) as temporary:
-                torch.save(state, temporary)
+            for left in self._folder.glob(f".{path.name}.*.tmp"):  # by one that was killed
+                left.unlink(missing_ok=True)
+            with placing(path) as temporary, temporary.open("wb+") as file:
+                file.write(bytes(DIGEST_BYTES))
+                torch.save(state, file)
+                file.seek(DIGEST_BYTES)
+                digest = _digest(file)
+                file.seek(0)
+                file.write(digest)
         except (OSError, RuntimeError) as error:  # torch's writer raises the latter on a full disk
-            log.warning("The state of the training could not be saved in %s: %s.", file, error)
+            if not self._warned:
+                log.warning("The state of the training cannot be saved: %s.", error)
+            self._warned = True
         spent = time.monotonic() - begun
-        self._next = time.monotonic() + max(self._seconds, spent / SHARE)
+        wait = max(self._seconds, spent / SHARE) if self._seconds else 0.0
+        self._next = time.monotonic() + wait
 
     def clear(self) -> None:
         """Take the folder away."""
@@ -78,6 +97,11 @@ class Checkpoints:
     def _file(self, key: str) -> Path:
         digest = hashlib.blake2b(f"{self._identity}\n{key}".encode(), digest_size=12)
         return self._folder / f"{digest.hexdigest()}.pt"
+
+
+def _digest(file: BinaryIO) -> bytes:
+    """Of all that follows in a file."""
+    return digest_blocks(iter(lambda: file.read(BLOCK), b""))
 
 
 _present: ContextVar[Checkpoints | None] = ContextVar("checkpoints", default=None)

@@ -2,6 +2,8 @@
 
 import copy
 import hashlib
+import math
+import re
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -13,14 +15,16 @@ from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 
 from featpipe import checkpoint
 from featpipe.errors import HeadError
-from featpipe.optimizers import schedule_factor
+from featpipe.optimizers import SCHEDULES, schedule_factor
 from featpipe.streamed import batch_sizes
 
 Epochs = list[dict[str, float]]
 Augment = Callable[[Tensor], Tensor]
 
-AT_ONCE = 64  # rows predicted at once, at least
+PRECISIONS = ("float32", "bfloat16")
+AT_ONCE = 64  # rows predicted at once
 WORTH_KEEPING = 2.0  # seconds of training that a finished state is saved from
+STATE = "1"  # version of what a checkpoint holds
 
 
 class RowSource(Protocol):
@@ -77,6 +81,13 @@ class Descent:
     precision: str = "float32"
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        for name, known in (("schedule", SCHEDULES), ("precision", PRECISIONS)):
+            if getattr(self, name) not in known:
+                raise HeadError(
+                    f"There is no {name} {getattr(self, name)!r}; use {', '.join(known)}."
+                )
+
     def build_optimizer(self, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
         """The optimizer for some parameters."""
         if self.optimizer == "sgd":
@@ -124,7 +135,8 @@ def descend(
     class_weight : Tensor on the device, shape (classes,), or None
         Of a row of each class; for multi-label, of the positives of each label.
     augment : callable
-        Is given each batch, and draws from torch's global generator.
+        Is given each batch, and draws from torch's global generator. Its ``repr`` should tell
+        what it does: a training goes on with the checkpoint of one that had an equal one.
     on_epoch : callable
         Is given each epoch's row of the curves; where a training goes on, the earlier ones, too.
 
@@ -137,11 +149,11 @@ def descend(
     Raises
     ------
     HeadError
-        If the training loss stops being finite.
+        If the training or validation loss stops being finite.
     """
     run = _Run(network, X, targets, train, val, settings, views, class_weight, augment)
     # Dropout draws from the global generators; they are lent to it and given back.
-    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+    with torch.random.fork_rng(devices=[X.device] if X.device.type == "cuda" else []):
         torch.manual_seed(settings.seed)
         return run.run(on_epoch)
 
@@ -216,11 +228,7 @@ class _Run:
             if self.checkpoints and self.step < len(batches) and self.checkpoints.due:
                 self._save()
         epoch, (loss, hits) = len(self.curves) + 1, self.sums.tolist()
-        if not torch.isfinite(self.sums).all():
-            raise HeadError(
-                f"The training loss is no longer finite in epoch {epoch}: lower the learning rate "
-                f"(now {self.settings.lr:g}) or standardize the features."
-            )
+        self._check("training", loss)
         count = len(self.train)
         row = {"epoch": epoch, "train_loss": loss / count, "train_accuracy": hits / count}
         if len(self.val):
@@ -231,11 +239,19 @@ class _Run:
             # Unweighted and not smoothed, so that runs of other settings can be compared.
             row["val_loss"] = float(_losses(logits, target).mean())
             row["val_accuracy"] = float(_hits(logits, target).mean())
+            self._check("validation", row["val_loss"])
             if self.best is None or row["val_loss"] < self.best[0]:
                 self.best = row["val_loss"], epoch, copy.deepcopy(self._changing())
         self.curves.append(row)
         self.step, self.sums = 0, torch.zeros_like(self.sums)
         self.begun = self.generator.get_state()
+
+    def _check(self, which: str, loss: float) -> None:
+        if not math.isfinite(loss):
+            raise HeadError(
+                f"The {which} loss is no longer finite in epoch {len(self.curves) + 1}: lower the "
+                f"learning rate (now {self.settings.lr:g}) or standardize the features."
+            )
 
     def _step(self, batch: Tensor, step: int) -> None:
         settings = self.settings
@@ -272,7 +288,9 @@ class _Run:
 
     def _save(self) -> None:
         assert self.checkpoints is not None
-        random = [torch.get_rng_state(), *torch.cuda.get_rng_state_all()]
+        random = [torch.get_rng_state()]
+        if self.X.device.type == "cuda":
+            random.append(torch.cuda.get_rng_state(self.X.device))
         state = {
             "network": self._changing(), "optimizer": self.optimizer.state_dict(),
             "best": self.best, "curves": self.curves, "step": self.step, "sums": self.sums,
@@ -287,17 +305,21 @@ class _Run:
         self.step, self.sums = state["step"], state["sums"].to(self.X.device)
         self.begun = state["begun"]
         torch.set_rng_state(state["random"][0])
-        if torch.cuda.is_available():
-            torch.cuda.set_rng_state_all(state["random"][1:])
+        if self.X.device.type == "cuda":
+            torch.cuda.set_rng_state(state["random"][1], self.X.device)
 
     def _key(self) -> str:
         """Equal for trainings that would do the same, given the same features."""
         digest = hashlib.blake2b(repr((asdict(self.settings), self.views)).encode())
-        digest.update(f"{self.network}{self.augment}{self.X.device}".encode())
+        # Where a function lies in memory says nothing, and is another place in each process.
+        described = re.sub(" at 0x[0-9a-fA-F]+", "", f"{self.network}{self.augment}")
+        digest.update(f"{STATE} {described} {self.X.device}".encode())
         tensors = [self.train, self.val, self.targets, self.class_weight]
         for tensor in [*tensors, *self.network.state_dict().values()]:
             if tensor is not None:
-                digest.update(tensor.detach().cpu().contiguous().view(-1).numpy().tobytes())
+                plain = tensor.detach().cpu().contiguous().flatten()
+                digest.update(f"{plain.dtype} {tuple(tensor.shape)}".encode())
+                digest.update(plain.view(torch.uint8).numpy().data)
         return digest.hexdigest()
 
 
@@ -328,7 +350,7 @@ def _computing_in(precision: str, device: torch.device) -> torch.autocast:
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16")
 
 
-@torch.inference_mode()
+@torch.no_grad()  # not inference mode, whose tensors no later batch could be written into
 def logits_of(network: nn.Module, X: RowSource, rows: Tensor, precision: str = "float32") -> Tensor:
     """Logits of some rows in eval mode, float32, shape (rows, classes), on the host."""
     network.eval()
