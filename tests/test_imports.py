@@ -50,6 +50,7 @@ FLOORS = [
         "engines",
         "heads",
         "calibration",
+        "recipes",
         "bootstrap",
         "metrics",
         "folds",
@@ -58,7 +59,7 @@ FLOORS = [
         "linear_head",
         "perceptron",
     ],
-    ["images.*", "backbones.*", "runtimes.*", "engines.*", "heads.*"],
+    ["images.*", "backbones.*", "runtimes.*", "engines.*", "heads.*", "recipes.*"],
     [
         "cache_layout",
         "cache_rows",
@@ -85,6 +86,7 @@ FLOORS = [
     ["train"],
     ["scratch"],
     ["report", "report.*", "compare"],
+    ["adaptation", "leakage", "steps", "rungs", "reproduce"],
     ["demo"],
     ["cli", "cli.*", "__main__", ""],
 ]
