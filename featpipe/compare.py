@@ -7,7 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from featpipe.errors import SettingsError
 from featpipe.extract import Progress, extract_features
 from featpipe.heads import build_head
 from featpipe.images import ImageSource, open_images
-from featpipe.scratch import train_from_scratch
+from featpipe.scratch import options_of, train_from_scratch
 from featpipe.settings import ExtractSettings, ImageSettings, ScratchSettings, TrainSettings
 from featpipe.split import Split, split_rows
 from featpipe.train import Result, fit_and_score
@@ -138,7 +138,7 @@ def compare_routes(
         Folder for the feature caches (kept, and used again), ``compare.json`` and
         ``compare.csv``.
     scratch : bool
-        Whether to train the two-layer CNN.
+        Whether to train a CNN from pixels.
     extract, train, scratch_settings, image_settings
         Settings of each stage. ``extract.layer`` and ``extract.pool`` hold for every
         backbone but ``pixels``.
@@ -221,23 +221,20 @@ def _scratch_route(
     on_progress: Callable[[str], Progress] | None,
 ) -> Route:
     settings = settings or ScratchSettings()
-    name = "CNN from scratch"
-    log.info("Training the CNN from scratch: %s.", _options(settings))
+    options = options_of(settings)
+    two_layer = settings.network == "two-layer"
+    name = "CNN from scratch" if two_layer else f"{settings.network} from scratch"
+    described = (f"{key.replace('_', ' ')} {value}" for key, value in options.items())
+    log.info("Training the CNN from scratch: %s.", ", ".join(described))
     progress = on_progress(name) if on_progress else None
 
     def report(row: dict[str, float]) -> None:
         if progress:
-            progress(int(row["epoch"]), settings.epochs)
+            progress(int(row["epoch"]), options["epochs"])
 
     begun = time.perf_counter()
     _, result = train_from_scratch(source, split, settings, train, report)
     return Route(name, result, time.perf_counter() - begun, result.seconds)
-
-
-def _options(settings: ScratchSettings) -> str:
-    return ", ".join(
-        f"{name.replace('_', ' ')} {value}" for name, value in asdict(settings).items()
-    )
 
 
 def _merit(route: Route) -> float:

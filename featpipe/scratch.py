@@ -1,155 +1,274 @@
-"""The opponent: a small CNN trained from pixels."""
+"""The opponent: a network trained from pixels, beginning with random weights."""
 
+import logging
 import tempfile
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from featpipe.decode import Preprocessing
-from featpipe.descent import Descent, descend, forward, seeded
-from featpipe.device import available_cores, choose_device, machine_facts
-from featpipe.errors import ImagesError
+from featpipe.calibration import calibrate
+from featpipe.cnn import DROPOUT, WIDTHS, Architecture, own_size
+from featpipe.descent import Augment, Descent, descend, logits_of, seeded
+from featpipe.device import choose_device, machine_facts, precisions
+from featpipe.errors import BackboneError, ImagesError, SettingsError
 from featpipe.images import ImageSource
-from featpipe.loading import load_image
-from featpipe.metrics import score
+from featpipe.metrics import MultilabelScores, Scores, score, score_multilabel
+from featpipe.network_file import TrainedNetwork
+from featpipe.pixel_rows import CropFlip, PixelRows, decode_rows
+from featpipe.preparation import check_classes, check_rows
 from featpipe.settings import ScratchSettings, TrainSettings
-from featpipe.split import Split
+from featpipe.split import Split, split_rows
+from featpipe.targets import Targets, targets_of
 from featpipe.train import Result
 
+log = logging.getLogger(__name__)
 
-class TwoLayerCNN(nn.Module):
-    """Two blocks of convolution, batch norm, ReLU and max pooling, then one linear layer.
-
-    Takes uint8 pixels, shape (batch, 3, side, side), and normalises them itself.
-
-    Parameters
-    ----------
-    classes : int
-    side : int
-        Of the square input, in pixels; at least 4.
-    """
-
-    mean: Tensor
-    std: Tensor
-
-    def __init__(self, classes: int, side: int) -> None:
-        super().__init__()
-        usual = Preprocessing()
-        self.register_buffer("mean", torch.tensor(usual.mean).view(1, 3, 1, 1))
-        self.register_buffer("std", torch.tensor(usual.std).view(1, 3, 1, 1))
-        self.layers = nn.Sequential(
-            *_block(3, 16), *_block(16, 32), nn.Flatten(), nn.Linear(32 * (side // 4) ** 2, classes)
-        )
-
-    def forward(self, pixels: Tensor) -> Tensor:
-        """Logits, shape (batch, classes)."""
-        logits: Tensor = self.layers((pixels.float() / 255 - self.mean) / self.std)
-        return logits
+AS_PUBLISHED: dict[str, Any] = {
+    "epochs": 15, "batch_size": 128, "lr": 1e-3, "optimizer": "adam", "schedule": "constant",
+    "weight_decay": 0.0, "label_smoothing": 0.0, "patience": 0, "augment": False,
+    "precision": "float32",
+}  # fmt: skip
+FAIR: dict[str, Any] = {
+    "epochs": 100, "batch_size": 32, "lr": 2e-3, "optimizer": "adamw", "schedule": "one-cycle",
+    "weight_decay": 0.05, "label_smoothing": 0.1, "patience": 30, "augment": True,
+    "precision": "auto",
+}  # fmt: skip
 
 
-def _block(inputs: int, outputs: int) -> list[nn.Module]:
-    convolution = nn.Conv2d(inputs, outputs, kernel_size=3, padding=1)
-    # Pooling before ReLU gives the same numbers as after it, for a quarter of the work.
-    return [convolution, nn.BatchNorm2d(outputs), nn.MaxPool2d(2), nn.ReLU()]
+def options_of(settings: ScratchSettings) -> dict[str, Any]:
+    """The settings, with the network's own defaults where they leave something open."""
+    given = {name: value for name, value in asdict(settings).items() if value not in (None, ())}
+    own = AS_PUBLISHED if settings.network == "two-layer" else FAIR
+    own = {**own, "class_weight": None, "input_size": 0, "widths": (), "dropout": None}
+    if settings.network == "small":
+        own |= {"widths": WIDTHS, "dropout": DROPOUT}
+    made = own | given
+    return made | {"input_size": made["input_size"] or own_size(settings.network)}
 
 
 def train_from_scratch(
     images: ImageSource,
-    split: Split,
+    split: Split | None = None,
     settings: ScratchSettings | None = None,
     train: TrainSettings | None = None,
     on_epoch: Callable[[dict[str, float]], None] | None = None,
-) -> tuple[TwoLayerCNN, Result]:
-    """Train a two-layer CNN on the pixels of the training rows.
+    augment: Augment | None = None,
+) -> tuple[TrainedNetwork, Result]:
+    """Train a network on the pixels of the training rows.
 
-    With validation rows, the epoch of the lowest validation loss is kept, as for heads.
+    With validation rows, the epoch of the lowest validation loss is kept, as for heads. Within
+    `featpipe.checkpoint.checkpointing` it goes on where it was interrupted; pixels are decoded
+    again.
 
     Parameters
     ----------
     images : ImageSource
         With labels.
-    split : Split
-        Rows to train on, to select with, and to score; all of them must be decodable.
+    split : Split or None
+        Rows to train on, to select with, and to score; all of them must be decodable. None makes
+        one of all that can be decoded, as `train` says.
     settings : ScratchSettings
     train : TrainSettings
-        ``seed`` and ``device`` are used.
+        ``seed``, ``device``, ``separator`` and ``min_precision`` are used, and, to make a split,
+        whatever is about it.
+    on_epoch : callable
+        Is given each epoch's row of the curves.
+    augment : callable
+        In place of `CropFlip`: is given normalised batches, shape (batch, 3, side, side), on the
+        device, and draws from torch's global generator.
 
     Returns
     -------
-    network : TwoLayerCNN
+    network : TrainedNetwork
+        For `featpipe.network_file.save_network`.
     result : Result
         Its ``seconds`` leave decoding out, its conditions' ``decode_seconds`` are that.
+
+    Raises
+    ------
+    UnknownNameError
+        If there is no such network.
+    SettingsError
+        If it does not take one of the settings.
+    SplitError
+        If the labels do not allow the split.
+    ImagesError
+        If a row of the split cannot be decoded.
+    HeadError
+        If the loss stops being finite.
     """
     settings, train = settings or ScratchSettings(), train or TrainSettings()
-    table = images.table
-    if table.labels is None:
-        raise ImagesError("Training from scratch needs labels.")
-    device = choose_device(train.device)
-    side = settings.input_size
-    parts = split.parts()
-    labels = {name: torch.tensor(table.labels[rows]) for name, rows in parts.items()}
+    if train.folds or train.leave_one_group_out:
+        raise SettingsError("A network from scratch takes one split: leave the folds out.")
+    options = options_of(settings)
+    targets = targets_of(images.table, train.separator)
+    architecture = Architecture(
+        settings.network, len(targets.classes), options["input_size"], tuple(options["widths"]),
+        options["dropout"],
+    )  # fmt: skip
+    device = torch.device(choose_device(train.device))
+    network = _runnable(seeded(train.seed, architecture.build), architecture).to(device)
+    network = network.to(memory_format=torch.channels_last)
     begun = time.perf_counter()
     # Pixels live in a file that the system pages in and out, not in this process's memory.
     with tempfile.TemporaryDirectory(prefix="featpipe-", ignore_cleanup_errors=True) as folder:
-        pixels = {
-            name: torch.from_numpy(_decode_all(images, rows, side, Path(folder, name)))
-            for name, rows in parts.items()
-        }
-        decode_seconds = time.perf_counter() - begun
-        begun = time.perf_counter()
-        built = seeded(train.seed, lambda: TwoLayerCNN(len(table.classes), side))
-        network = built.to(device).to(memory_format=torch.channels_last)
-        assert isinstance(network, TwoLayerCNN)
-        validation = (pixels["val"], labels["val"].to(device)) if "val" in parts else None
+        rows = _rows(split, targets)
+        plain = architecture.preprocessing()
+        pixels, reasons = decode_rows(images, rows, plain, Path(folder, "pixels"))
+        split = split or _make_split(images, rows, reasons, targets, train)
+        check_classes(targets, split)
+        check_rows(targets, split, train, (), ())
+        wanted = np.concatenate(list(split.parts().values()))
+        for place in np.flatnonzero(np.isin(rows, wanted)):
+            if reasons[place]:
+                raise ImagesError(
+                    f"{images.table.ids[rows[place]]} cannot be used: {reasons[place]}."
+                )
+        decode_seconds, begun = time.perf_counter() - begun, time.perf_counter()
+        X = PixelRows(torch.from_numpy(pixels), plain, device)
+        del pixels
+        places = {name: np.searchsorted(rows, some) for name, some in split.parts().items()}
+        recipe = _recipe(options, device, train.seed)
+        chosen = augment or (CropFlip() if options["augment"] else None)
         curves = descend(
             network,
-            pixels["train"],
-            labels["train"].to(device),
-            Descent(settings.epochs, settings.batch_size, settings.lr, seed=train.seed),
-            validation,
-            on_epoch,
+            X,
+            torch.tensor(targets.values[rows]).to(device),
+            torch.from_numpy(places["train"]),
+            torch.from_numpy(places.get("val", rows[:0])),
+            recipe,
+            class_weight=_class_weight(options, targets, split, device),
+            augment=chosen,
+            on_epoch=on_epoch,
         )
-        scores = {}
-        for name in parts:
-            predicted = forward(network, pixels[name], settings.batch_size).argmax(1).cpu().numpy()
-            scores[name] = score(labels[name].numpy(), predicted, table.classes)
-        del pixels, validation
+        logits = {
+            name: logits_of(network, X, torch.from_numpy(some), recipe.precision).double()
+            for name, some in places.items()
+        }
+        del X  # with its file, which could not be taken away else
+    scores, calibration, proba = _scored(logits, targets, split, train)
     seconds = time.perf_counter() - begun
+    options |= {"widths": list(options["widths"]), "precision": recipe.precision}
+    options |= {"augment": repr(chosen) if chosen else None}
     conditions = {
-        "route": "two-layer CNN from scratch",
-        "options": {
-            "epochs": settings.epochs,
-            "batch_size": settings.batch_size,
-            "lr": settings.lr,
-            "optimizer": "adam",
-            "input_size": side,
-            "seed": train.seed,
+        "route": f"{settings.network} from scratch",
+        "images": images.location,
+        "options": {**options, "seed": train.seed},
+        "split": {
+            "origin": split.origin, **{name: len(some) for name, some in split.parts().items()},
         },
-        "split": {"origin": split.origin, **{name: len(rows) for name, rows in parts.items()}},
+        "train_counts": _counts(targets, split),
         "decode_seconds": decode_seconds,
-        "machine": machine_facts(device),
-    }
+        "machine": machine_facts(str(device)),
+    }  # fmt: skip
     parameters = sum(parameter.numel() for parameter in network.parameters())
-    return network, Result(scores, curves, seconds, parameters, conditions)
+    result = Result(
+        scores, curves, seconds, parameters, conditions, calibration=calibration, split=split,
+        proba=proba,
+    )  # fmt: skip
+    return TrainedNetwork(network, architecture, targets.classes, result.to_dict()), result
 
 
-def _decode_all(images: ImageSource, rows: np.ndarray, side: int, file: Path) -> np.ndarray:
-    """Pixels of the rows, uint8, shape (n, 3, side, side), backed by a file."""
-    plain = Preprocessing(resize=(side, side), crop=(side, side))
-    pixels = np.memmap(file, np.uint8, "w+", shape=(len(rows), 3, side, side))
+def _recipe(options: dict[str, Any], device: torch.device, seed: int) -> Descent:
+    precision = options["precision"]
+    if precision == "auto":
+        fastest = precisions(str(device))[0]
+        precision = fastest if fastest == "bfloat16" else "float32"
+    names = ("epochs", "batch_size", "lr", "optimizer", "schedule", "weight_decay", "patience")
+    given = {name: options[name] for name in (*names, "label_smoothing")}
+    return Descent(**given, precision=precision, seed=seed)
 
-    def decode_into(place: int) -> None:
-        image = load_image(images, int(rows[place]), plain)
-        if image.pixels is None:
-            raise ImagesError(f"{images.table.ids[rows[place]]} cannot be used: {image.reason}.")
-        pixels[place] = image.pixels.transpose(2, 0, 1)
 
-    with ThreadPoolExecutor(available_cores()) as pool:
-        for _ in pool.map(decode_into, range(len(rows))):
-            pass
-    return pixels
+def _runnable(network: nn.Module, architecture: Architecture) -> nn.Module:
+    """The network, tried on an input of its size before any image is decoded."""
+    side = architecture.input_size
+    try:
+        with torch.no_grad():
+            network.eval()(torch.zeros(2, 3, side, side))
+    except Exception as error:  # each architecture fails in its own way
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise BackboneError(
+            f"{architecture.name} does not run on inputs of {side} x {side} pixels: {reason}. "
+            "Try another --input-size."
+        ) from error
+    return network
+
+
+def _rows(split: Split | None, targets: Targets) -> np.ndarray:
+    """Rows to decode, ascending."""
+    if split is not None:
+        return np.unique(np.concatenate(list(split.parts().values())))
+    if targets.multilabel:
+        return np.arange(len(targets.values))
+    return np.flatnonzero(targets.values >= 0)
+
+
+def _make_split(
+    images: ImageSource,
+    rows: np.ndarray,
+    reasons: list[str],
+    targets: Targets,
+    train: TrainSettings,
+) -> Split:
+    """A split of the rows that could be decoded; says which are left out."""
+    usable = np.zeros(len(images), bool)
+    usable[rows] = [not reason for reason in reasons]
+    bad = [place for place, reason in enumerate(reasons) if reason]
+    if bad:
+        log.warning(
+            "%d labelled images cannot be used and are left out, such as %s: %s.",
+            len(bad),
+            images.table.ids[rows[bad[0]]],
+            reasons[bad[0]],
+        )
+    return split_rows(images.table, train, usable, strata=targets.strata)
+
+
+def _counts(targets: Targets, split: Split) -> dict[str, int]:
+    """Training images of each class."""
+    values = targets.values[split.train]
+    classes = len(targets.classes)
+    counts = values.sum(0) if targets.multilabel else np.bincount(values, minlength=classes)
+    return {name: int(n) for name, n in zip(targets.classes, counts, strict=True)}
+
+
+def _class_weight(
+    options: dict[str, Any], targets: Targets, split: Split, device: torch.device
+) -> Tensor | None:
+    """Of each class, such that all weigh the same and the mean row weighs 1."""
+    if options["class_weight"] is None:
+        return None
+    counts = np.array([*_counts(targets, split).values()], np.float64).clip(1)
+    rows = len(split.train)
+    weights = (rows - counts).clip(1) / counts if targets.multilabel else rows / counts
+    if not targets.multilabel:
+        weights /= len(weights)
+    return torch.tensor(weights, dtype=torch.float32, device=device)
+
+
+def _scored(
+    logits: dict[str, Tensor], targets: Targets, split: Split, train: TrainSettings
+) -> tuple[dict[str, Scores | MultilabelScores], dict[str, Any], dict[str, np.ndarray]]:
+    """Scores of each part, the calibration, and calibrated probabilities; as heads have them."""
+    truth = {name: targets.values[rows] for name, rows in split.parts().items()}
+    scores: dict[str, Scores | MultilabelScores] = {}
+    if targets.multilabel:
+        raw = {name: found.sigmoid().numpy() for name, found in logits.items() if name != "train"}
+    else:
+        predicted = logits["train"].argmax(1).numpy()
+        scores["train"] = score(truth["train"], predicted, targets.classes)
+        raw = {name: found.softmax(1).numpy() for name, found in logits.items() if name != "train"}
+    fitted_on = "val" if "val" in raw else None
+    calibration, proba = calibrate(raw, truth, fitted_on, train.min_precision)
+    for name, found in proba.items():
+        if targets.multilabel:
+            scores[name] = score_multilabel(truth[name], found, targets.classes)
+        else:
+            scores[name] = score(truth[name], found.argmax(1), targets.classes, found)
+    return scores, calibration, proba

@@ -32,7 +32,8 @@ class _Checked:
     def __post_init__(self) -> None:
         for one in fields(self):  # type: ignore[arg-type]
             value, meta = getattr(self, one.name), one.metadata
-            if meta["choices"] and value not in meta["choices"]:
+            unset = value is None and one.default is None
+            if meta["choices"] and not unset and value not in meta["choices"]:
                 raise SettingsError(
                     f"{one.name} is {value!r}; it can be {', '.join(meta['choices'])}."
                 )
@@ -203,9 +204,71 @@ class TrainSettings(_Checked):
 
 @dataclass(frozen=True)
 class ScratchSettings(_Checked):
-    """The two-layer CNN trained from pixels."""
+    """A network trained from pixels. What is None is the network's own default."""
 
-    epochs: int = option(15, "Epochs of the CNN from scratch.", minimum=1)
-    batch_size: int = option(128, "Batch size of the CNN from scratch.", minimum=1)
-    lr: float = option(1e-3, "Learning rate of the CNN from scratch (Adam).", minimum=1e-9)
-    input_size: int = option(224, "Side of its input in pixels.", minimum=4)
+    network: str = option(
+        "two-layer",
+        "two-layer: the smallest there is, as published (Adam at 1e-3 for 15 epochs of batches of "
+        "128 images of 224 pixels, nothing else); small: a fair opponent, four stages of two "
+        "convolutions, augmented, stopped early; or any torchvision architecture, from random "
+        "weights.",
+        metavar="two-layer|small|NAME",
+    )
+    widths: tuple[int, ...] = option(
+        (), "Channels of each stage of small [default: 32,64,128,256].", metavar="N,N,..."
+    )
+    dropout: float | None = option(
+        None,
+        "Before the last layer [default: 0.2 for small, an architecture's own].",
+        minimum=0.0,
+        maximum=0.99,
+    )
+    epochs: int | None = option(None, "At most [default: 15 for two-layer, else 100].", minimum=1)
+    batch_size: int | None = option(None, "[default: 128 for two-layer, else 32].", minimum=2)
+    lr: float | None = option(
+        None, "Learning rate [default: 1e-3 for two-layer, else 2e-3].", minimum=1e-9
+    )
+    optimizer: str | None = option(
+        None, "[default: adam for two-layer, else adamw].", ("adam", "adamw", "sgd")
+    )
+    schedule: str | None = option(
+        None,
+        "Of the learning rate [default: constant for two-layer, else one-cycle].",
+        ("constant", "cosine", "one-cycle"),
+    )
+    weight_decay: float | None = option(
+        None, "[default: 0 for two-layer, else 0.05].", minimum=0.0, maximum=1e6
+    )
+    label_smoothing: float | None = option(
+        None,
+        "Share of the target that classes share [default: 0 for two-layer, else 0.1].",
+        minimum=0.0,
+        maximum=0.99,
+    )
+    class_weight: str | None = option(
+        None, "balanced: images of rare classes weigh more.", ("balanced",)
+    )
+    patience: int | None = option(
+        None,
+        "Epochs without a lower validation loss, after which it stops; 0: never [default: 0 for "
+        "two-layer, else 30].",
+        minimum=0,
+    )
+    augment: bool | None = option(
+        None,
+        "Show each epoch another part of each image, or its mirror image [default: not for "
+        "two-layer].",
+    )
+    precision: str | None = option(
+        None,
+        "What is computed in; auto: bfloat16 where the device is fastest at it, else float32 "
+        "[default: float32 for two-layer, else auto].",
+        ("auto", "float32", "bfloat16"),
+    )
+    input_size: int | None = option(
+        None,
+        "Side of its input in pixels [default: 224 for two-layer, 128 for small, an "
+        "architecture's own].",
+        minimum=4,
+        maximum=4096,
+    )

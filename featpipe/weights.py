@@ -1,6 +1,7 @@
 """Reading, applying and identifying a network's weights; nothing is ever unpickled."""
 
 import hashlib
+import json
 import pickle
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from featpipe.durable import placing
 from featpipe.errors import WeightsError
 
 FILE_SUFFIXES = (".pth", ".pt", ".bin", ".safetensors")
@@ -97,6 +99,39 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
     if not found:
         raise WeightsError(f"{path} holds no tensors.")
     return found
+
+
+def write_tensors(
+    path: str | Path, tensors: Mapping[str, Tensor], metadata: dict[str, str]
+) -> None:
+    """Write a safetensors file, which is there whole or not at all."""
+    from safetensors.torch import save
+
+    plain = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+    with placing(Path(path)) as temporary:
+        temporary.write_bytes(save(plain, metadata))
+
+
+def read_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Read a safetensors file: its tensors, and its metadata.
+
+    Raises
+    ------
+    WeightsError
+        If there is no such file, or it is damaged or of another format.
+    """
+    from safetensors.torch import load
+
+    path = Path(path)
+    if not path.is_file():
+        raise WeightsError(f"There is no file {path}.")
+    try:
+        content = path.read_bytes()  # which, unlike a path, has any name
+        tensors = load(content)
+        header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+    except Exception as error:  # its reader raises many things on a damaged file
+        raise WeightsError(f"{path} is not a safetensors file, or damaged: {error}") from error
+    return tensors, header.get("__metadata__", {})
 
 
 def apply_state_dict(

@@ -26,6 +26,8 @@ FLOORS = [
         "decode_fast",
         "decode_cuda",
         "weights",
+        "cnn",
+        "network_file",
         "layers",
         "network",
         "tasks",
@@ -69,7 +71,7 @@ FLOORS = [
         "cache_stock",
         "cache_assemble",
     ],
-    ["cache_build", "loading", "extractor", "choice", "ceilings"],
+    ["cache_build", "loading", "pixel_rows", "extractor", "choice", "ceilings"],
     ["extract"],
     ["feature_store", "transformer"],
     [

@@ -55,6 +55,10 @@ def settings_options(
             annotation = _without_none(field.type)
             if annotation is bool:
                 keywords["is_flag"] = True
+                if field.default is None:  # neither yes nor no
+                    name += f"/--no-{name[2:]}"
+            elif annotation == tuple[int, ...]:
+                keywords["type"] = _WholeNumbers()
             elif get_origin(annotation) is tuple:
                 keywords |= {"multiple": True, "type": get_args(annotation)[0]}
             elif meta["choices"]:
@@ -73,6 +77,20 @@ def settings_options(
         return wrapped
 
     return decorate
+
+
+class _WholeNumbers(click.ParamType[tuple[int, ...]]):
+    name = "numbers"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[int, ...]:
+        if isinstance(value, tuple):
+            return value
+        try:
+            return tuple(int(part) for part in value.split(",") if part.strip())
+        except ValueError:
+            self.fail("give whole numbers, such as 460 or 512,256.", param, ctx)
 
 
 def _without_none(annotation: Any) -> Any:

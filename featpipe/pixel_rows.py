@@ -1,0 +1,101 @@
+"""Images as mini-batches of pixels: decoded once, changed a little each time they are seen."""
+
+import math
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import affine_grid, grid_sample
+
+from featpipe.checksums import digest_bytes
+from featpipe.decode import Preprocessing
+from featpipe.device import available_cores
+from featpipe.images import ImageSource
+from featpipe.loading import load_image, scan
+
+
+@dataclass(frozen=True)
+class CropFlip:
+    """Of each image of a batch a part of random size, shape and place, perhaps mirrored.
+
+    Attributes
+    ----------
+    smallest : float
+        Share of the area that is left at least.
+    widest : float
+        By which a side may be stretched against the other.
+    """
+
+    smallest: float = 0.4
+    widest: float = 4 / 3
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Images of the same shape, (batch, channels, height, width); floating-point."""
+        count = len(images)
+        area = torch.empty(count).uniform_(self.smallest, 1)
+        shape = torch.empty(count).uniform_(-1, 1).mul(math.log(self.widest)).exp()
+        width, height = (area * shape).sqrt().clamp(max=1), (area / shape).sqrt().clamp(max=1)
+        # One sampling does all of it: the corners are at -1 and 1.
+        place = torch.zeros(count, 2, 3)
+        place[:, 0, 0] = torch.where(torch.rand(count) < 0.5, width, -width)
+        place[:, 1, 1] = height
+        place[:, 0, 2] = torch.empty(count).uniform_(-1, 1) * (1 - width)
+        place[:, 1, 2] = torch.empty(count).uniform_(-1, 1) * (1 - height)
+        grid = affine_grid(place.to(images.device), list(images.shape), align_corners=False)
+        return grid_sample(images, grid, padding_mode="border", align_corners=False)
+
+
+class PixelRows:
+    """Images as mini-batches: uint8 in a file or on the card, normalised when they are taken.
+
+    Parameters
+    ----------
+    pixels : uint8 Tensor, shape (n, height, width, 3)
+    preprocessing : Preprocessing
+        Its mean and standard deviation are used.
+    device : torch.device
+    """
+
+    def __init__(self, pixels: Tensor, preprocessing: Preprocessing, device: torch.device) -> None:
+        self.device = device
+        if device.type == "cuda" and pixels.nbytes < torch.cuda.mem_get_info(device)[0] // 4:
+            pixels = pixels.to(device)
+        self._pixels = pixels
+        self._mean, self._std = (
+            torch.tensor(values, device=device).view(1, 3, 1, 1)
+            for values in (preprocessing.mean, preprocessing.std)
+        )
+
+    def take(self, rows: Tensor) -> Tensor:
+        """Some rows, float32, shape (rows, 3, height, width), on the device."""
+        some = self._pixels[rows.to(self._pixels.device)].to(self.device).permute(0, 3, 1, 2)
+        return (some.float() / 255 - self._mean) / self._std
+
+    def shuffled(self, rows: Tensor, generator: torch.Generator) -> Tensor:
+        """The rows in any order, all orders being equally likely."""
+        return rows[torch.randperm(len(rows), generator=generator)]
+
+
+def fingerprint(images: ImageSource) -> str:
+    """What says, to `featpipe.checkpoint.checkpointing`, that these are the same images."""
+    digests, _, _ = scan(images, available_cores())
+    return digest_bytes(digests.tobytes()).hex()
+
+
+def decode_rows(
+    images: ImageSource, rows: np.ndarray, preprocessing: Preprocessing, file: Path
+) -> tuple[np.ndarray, list[str]]:
+    """Pixels of the rows, uint8, shape (n, side, side, 3), backed by a file; and why not."""
+    pixels = np.memmap(file, np.uint8, "w+", shape=(len(rows), *preprocessing.crop, 3))
+
+    def decode_into(place: int) -> str:
+        image = load_image(images, int(rows[place]), preprocessing)
+        if image.pixels is not None:
+            pixels[place] = image.pixels
+        return image.reason
+
+    with ThreadPoolExecutor(available_cores()) as pool:
+        return pixels, list(pool.map(decode_into, range(len(rows))))
