@@ -27,6 +27,7 @@ FLOORS = [
         "decode_cuda",
         "weights",
         "layers",
+        "behind",
         "network",
         "tasks",
         "streamed",
@@ -57,6 +58,7 @@ FLOORS = [
         "split",
         "linear_head",
         "perceptron",
+        "tails",
     ],
     ["images.*", "backbones.*", "runtimes.*", "engines.*", "heads.*"],
     [
