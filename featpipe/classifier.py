@@ -31,13 +31,6 @@ FORMAT = "featpipe-classifier"
 FORMAT_VERSION = "1"
 
 
-def _check_sizes(n_features: Any, state: dict[str, np.ndarray]) -> None:
-    """Raise ValueError if a head of such arrays cannot have so many features."""
-    most = max((array.size for array in state.values()), default=0)
-    if type(n_features) is not int or not 1 <= n_features <= most:
-        raise ValueError(f"n_features is {n_features!r}, its largest array has {most} values")
-
-
 @dataclass(frozen=True, eq=False)
 class Prediction:
     """What a classifier says of one image.
@@ -120,13 +113,22 @@ class Classifier:
             save_file(self.head.state(), temporary, metadata)
 
     @classmethod
-    def load(cls, path: str | Path) -> "Classifier":
+    def load(cls, path: str | Path, trust_code: bool = False) -> "Classifier":
         """Read what `save` wrote.
+
+        Parameters
+        ----------
+        path : str or Path
+        trust_code : bool
+            Import and run the network's code, where the file names a ``python:`` backbone and
+            its head is a part of that network. The file itself cannot ask for it.
 
         Raises
         ------
         ClassifierError
             If there is no such file, or it is none of featpipe's.
+        BackboneError
+            If it needs code of the user's own that is not said to be trusted.
         """
         path = Path(path)
         if not path.is_file():
@@ -149,8 +151,12 @@ class Classifier:
             )
         try:
             described, result = json.loads(metadata["head"]), json.loads(metadata["result"])
-            _check_sizes(described["n_features"], state)
-            head = make_head(described["name"], described["params"]).restore(
+            params = described["params"]
+            if "trust_code" in params:
+                params["trust_code"] = trust_code
+            made_head = make_head(described["name"], params)
+            made_head.check_width(described["n_features"], state)
+            head = made_head.restore(
                 state,
                 np.array(described["classes"]),
                 described["n_features"],

@@ -17,9 +17,13 @@ from featpipe.tasks import Outcome, Task
 PARTS = 64  # in which rows are standardised: none is long a copy
 
 
-def features_of(cache: FeatureCache, layer: str, rows: np.ndarray) -> np.ndarray:
-    """Features of some rows of the table, float32, shape (rows, values of the layer)."""
-    return cache.features(layer, rows).reshape(len(rows), -1).astype(np.float32, copy=False)
+def features_of(cache: FeatureCache, layer: str, rows: np.ndarray, head: Head) -> np.ndarray:
+    """Features of some rows of the table, shape (rows, values of the layer).
+
+    float32, or as they are stored for a head that takes that.
+    """
+    found = cache.features(layer, rows).reshape(len(rows), -1)
+    return found if head.halves else found.astype(np.float32, copy=False)
 
 
 def most_bytes(settings: TrainSettings) -> int:
@@ -38,17 +42,21 @@ def streamed(
         If memory does not hold them, and the head needs that.
     """
     width = int(np.prod(cache.layers[layer]))
-    needed, allowed = 4 * len(rows) * width, most_bytes(settings)
+    dtype = np.float16 if head.halves and cache.spec.dtype == "float16" else np.float32
+    needed, allowed = np.dtype(dtype).itemsize * len(rows) * width, most_bytes(settings)
     if needed <= allowed:
         return None
     if not head.streams:
         raise HeadError(
             f"{len(rows)} rows of {width} features take {needed / 2**30:.2f} GiB, more than the "
-            f"{allowed / 2**30:.2f} that features may take. linear, mlp and logistic read them "
-            "block by block; this head needs a higher --memory, or a layer that is pooled."
+            f"{allowed / 2**30:.2f} that features may take. linear, mlp, logistic and tail read "
+            "them block by block; this head needs a higher --memory, or a layer that is pooled."
         )
     return StreamedRows(
-        lambda some: features_of(cache, layer, rows[some]), (len(rows), width), allowed
+        lambda some: features_of(cache, layer, rows[some], head),
+        (len(rows), width),
+        allowed,
+        dtype=dtype,
     )
 
 
@@ -83,9 +91,9 @@ class SharedRows:
         head: Head,
     ) -> None:
         self._rows, self._targets = rows, targets
-        self._cache, self._layer = cache, layer
+        self._cache, self._layer, self._head = cache, layer, head
         stream = streamed(cache, layer, rows, settings, head)
-        self._X: np.ndarray | StreamedRows = stream or features_of(cache, layer, rows)
+        self._X: np.ndarray | StreamedRows = stream or features_of(cache, layer, rows, head)
         self._pool = np.searchsorted(rows, pool)
         self._standard = False
 
@@ -96,6 +104,8 @@ class SharedRows:
             for t in tasks
         ]
         targets = self._targets.values[self._rows]
+        shape = self._cache.layers[self._layer]
+        heads = [head.on(self._cache.spec, self._layer, shape) for head in heads]
         for standard in (False, True):
             numbers = [
                 number
@@ -112,7 +122,10 @@ class SharedRows:
 
     def _as_they_are(self) -> np.ndarray | StreamedRows:
         if self._standard and isinstance(self._X, np.ndarray):
-            self._X, self._standard = features_of(self._cache, self._layer, self._rows), False
+            self._X, self._standard = (
+                features_of(self._cache, self._layer, self._rows, self._head),
+                False,
+            )
         return self._X
 
     def _standardised(self) -> np.ndarray | StreamedRows:

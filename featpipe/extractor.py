@@ -9,8 +9,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 
-from torch import nn
-
 from featpipe import decode_cuda
 from featpipe.backbones import Backbone, choose_pool, load_backbone, parse_backbone
 from featpipe.cache_stock import Precedent
@@ -18,14 +16,13 @@ from featpipe.decode import EXACT, Decoder, Preprocessing
 from featpipe.decode_fast import FAST
 from featpipe.device import choose_device, precisions
 from featpipe.errors import BackboneError, LayerError, RuntimeUnavailableError, WeightsError
-from featpipe.layers import Shape, needed_tensors, pooled_shape, structure_of
+from featpipe.layers import Shape, pooled_shape
 from featpipe.network import Network, PooledLayer
 from featpipe.registry import load_plugin
 from featpipe.runtimes import ForwardPass, fastest
 from featpipe.runtimes.torch import fitting_batch
 from featpipe.settings import ExtractSettings
 from featpipe.spec import Spec
-from featpipe.weights import digest_weights
 
 log = logging.getLogger(__name__)
 
@@ -117,7 +114,7 @@ def prepare(
         backbone=f"{loaded.source}:{loaded.name}",
         weights=loaded.weights,
         seed=loaded.seed,
-        weights_digests={name: _digest(loaded, loaded.cut(graph, [name])) for name in names},
+        weights_digests={name: loaded.digest(loaded.cut(graph, [name])) for name in names},
         random_weights=loaded.random,
         layers={layer.name: layer.pool for layer in layers},
         preprocessing=loaded.preprocessing.to_dict(),
@@ -282,12 +279,6 @@ def _say_what_is_missing(loaded: Backbone) -> None:
             len(loaded.loaded.unexpected),
             ", ".join(loaded.loaded.unexpected[:4]) or "none",
         )
-
-
-def _digest(backbone: Backbone, cut: nn.Module) -> str:
-    # A name stands for one architecture, but for the user's own, whose code may change.
-    structure = structure_of(cut) if backbone.source == "python" else ""
-    return digest_weights(needed_tensors(cut), structure)
 
 
 def _identity(spec: Spec, layers: list[PooledLayer]) -> str:

@@ -274,7 +274,7 @@ def fit_and_score(
     every = np.sort(np.concatenate(list(rows.values())))
     stream = streamed(cache, layer, every, settings, head)
     if stream is None:
-        parts = {name: features_of(cache, layer, some) for name, some in rows.items()}
+        parts = {name: features_of(cache, layer, some, head) for name, some in rows.items()}
         validation = (parts["val"], truth["val"]) if "val" in parts else None
         head.fit(parts["train"], truth["train"], validation=validation)
         blocks = {name: _in_blocks(some, len(targets.classes)) for name, some in parts.items()}

@@ -29,6 +29,7 @@ FLOORS = [
         "cnn",
         "network_file",
         "layers",
+        "behind",
         "network",
         "tasks",
         "streamed",
@@ -60,6 +61,7 @@ FLOORS = [
         "split",
         "linear_head",
         "perceptron",
+        "tails",
     ],
     ["images.*", "backbones.*", "runtimes.*", "engines.*", "heads.*", "recipes.*"],
     [

@@ -6,7 +6,7 @@ parameters are its options.
 
 import inspect
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Self
 
 import numpy as np
@@ -25,6 +25,7 @@ from featpipe.descent import Epochs
 from featpipe.errors import HeadError, UnknownNameError
 from featpipe.registry import load_plugin, no_such
 from featpipe.settings import TrainSettings
+from featpipe.spec import Spec
 from featpipe.streamed import StreamedRows, moments_of
 from featpipe.tasks import Outcome, Task
 
@@ -42,7 +43,8 @@ class Head(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     standardised by the training rows' mean and deviation before it sees them. If its
     ``multilabel`` is true it also takes one column of 0 and 1 for each label; its logits are
     then those of each label by itself. If its ``streams`` is true it implements
-    ``_learn_streamed``, and its ``cross_fit`` takes `StreamedRows`, too.
+    ``_learn_streamed``, and its ``cross_fit`` takes `StreamedRows`, too. If its ``halves`` is
+    true it takes float16 features as they are, in half the memory.
 
     Attributes
     ----------
@@ -53,10 +55,40 @@ class Head(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         Whether it was fitted on multi-label targets.
     curves_ : list of dict
         One an epoch, where there are epochs; else empty.
+    on_epoch : callable or None
+        Is given each row of the curves while a head with epochs of its own is fitted.
     """
 
     multilabel = False
     streams = False
+    halves = False
+    on_epoch: Callable[[dict[str, float]], None] | None = None
+
+    def on(self, spec: Spec, layer: str, shape: tuple[int, ...]) -> Self:
+        """The head to be fitted on features of a layer: this one, or an unfitted copy.
+
+        Parameters
+        ----------
+        spec : Spec
+            Of the features.
+        layer : str
+        shape : tuple of int
+            Of one image's features.
+        """
+        return self
+
+    def check_width(self, n_features: Any, state: dict[str, np.ndarray]) -> None:
+        """Raise ValueError if a head of such arrays cannot have so many features.
+
+        Asked of a file before anything as large as that is made.
+        """
+        most = max((array.size for array in state.values()), default=0)
+        if type(n_features) is not int or not 1 <= n_features <= most:
+            raise ValueError(f"n_features is {n_features!r}, its largest array has {most} values")
+
+    @property
+    def _types(self) -> list[Any]:
+        return [np.float64, np.float32, *([np.float16] if self.halves else [])]
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
@@ -79,16 +111,14 @@ class Head(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self, X: Any, y: Any, validation: Validation | None, sample_weight: Any
     ) -> Self:
         self.validate_options()
-        X, y = validate_data(
-            self, X, y, dtype=[np.float64, np.float32], multi_output=self.multilabel
-        )
+        X, y = validate_data(self, X, y, dtype=self._types, multi_output=self.multilabel)
         if y.ndim == 2 and y.shape[1] == 1:
             y = column_or_1d(y, warn=True)
         check_classification_targets(y)
         codes = self._targets(y)
         held_out = None
         if validation is not None and len(validation[0]):
-            X_val = validate_data(self, validation[0], reset=False, dtype=[np.float64, np.float32])
+            X_val = validate_data(self, validation[0], reset=False, dtype=self._types)
             held_out = self._known(X_val, np.asarray(validation[1]))
         weights = None
         if sample_weight is not None:
@@ -166,12 +196,14 @@ class Head(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         known = np.isin(y, self.classes_)
         if not known.any():
             return None
+        if known.all():  # without a copy of what may be all that memory holds
+            return X, np.searchsorted(self.classes_, y)
         return X[known], np.searchsorted(self.classes_, y[known])
 
     def predict_proba(self, X: Any) -> np.ndarray:
         """Probabilities, shape (n, classes); rows sum to 1 unless it is multi-label."""
         check_is_fitted(self, "classes_")
-        X = validate_data(self, X, reset=False, dtype=[np.float64, np.float32])
+        X = validate_data(self, X, reset=False, dtype=self._types)
         return probabilities(self._decision(self._standardized(X)), self.multilabel_)
 
     def predict(self, X: Any) -> np.ndarray:
