@@ -24,6 +24,7 @@ from featpipe.leakage import Gap, by_group, leak_of, measure_gap
 from featpipe.loading import scan
 from featpipe.recipes import Probe, Recipe, Route, Rung, Way
 from featpipe.report.plots import plot_curves, plot_grid
+from featpipe.scratch import options_of, train_from_scratch
 from featpipe.settings import ExtractSettings, ScratchSettings
 from featpipe.split import Split, row_groups, save_split, split_rows
 from featpipe.steps import Step, read_step, save_step
@@ -230,8 +231,6 @@ class Runner:
         return extract_features(self.source, loaded, file, way.extract, on_progress=progress)
 
     def _from_scratch(self, way: Way, learn: ScratchSettings, split: Split) -> Result:
-        from featpipe.scratch import options_of, train_from_scratch
-
         side = options_of(learn)["input_size"]
         whole = Preprocessing(resize=(side, side), crop=(side, side))
         report = self.on_progress("from scratch") if self.on_progress else None
