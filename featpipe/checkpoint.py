@@ -7,7 +7,6 @@ same training, begun again with that folder, goes on from there and ends as it w
 import contextlib
 import hashlib
 import logging
-import shutil
 import time
 from collections.abc import Iterator
 from contextvars import ContextVar
@@ -35,13 +34,21 @@ class Checkpoints:
         Made when the first is saved.
     identity : str
         Of the data and whatever else the trainings do not know of themselves.
-    seconds : float
-        Between two savings; 0 saves after every step, whatever it costs.
+    seconds : float or None
+        Between two savings, `SECONDS` if None; 0 saves after every step, whatever it costs.
+
+    Attributes
+    ----------
+    resumed : bool
+        Whether a training has gone on from what was here.
     """
 
-    def __init__(self, folder: Path, identity: str = "", seconds: float = SECONDS) -> None:
-        self._folder, self._identity, self._seconds = folder, identity, seconds
-        self._next = time.monotonic() + seconds
+    resumed = False
+
+    def __init__(self, folder: Path, identity: str = "", seconds: float | None = None) -> None:
+        self._folder, self._identity = folder, identity
+        self._seconds = SECONDS if seconds is None else seconds
+        self._next = time.monotonic() + self._seconds
         self._warned = False
 
     @property
@@ -64,6 +71,7 @@ class Checkpoints:
         except Exception as error:  # a damaged file raises anything at all
             log.warning("%s cannot be read (%s); the training begins anew.", path, error)
             return None
+        self.resumed = True
         log.info("Going on with the training that was interrupted.")
         return state
 
@@ -91,8 +99,12 @@ class Checkpoints:
         self._next = time.monotonic() + wait
 
     def clear(self) -> None:
-        """Take the folder away."""
-        shutil.rmtree(self._folder, ignore_errors=True)
+        """Take the trainings away, and the folder if nothing else is in it."""
+        with contextlib.suppress(OSError):
+            for pattern in ("*.pt", ".*.pt.*.tmp"):
+                for file in self._folder.glob(pattern):
+                    file.unlink(missing_ok=True)
+            self._folder.rmdir()
 
     def _file(self, key: str) -> Path:
         digest = hashlib.blake2b(f"{self._identity}\n{key}".encode(), digest_size=12)
@@ -114,7 +126,7 @@ def present() -> Checkpoints | None:
 
 @contextlib.contextmanager
 def checkpointing(
-    folder: Path, identity: str = "", seconds: float = SECONDS
+    folder: Path, identity: str = "", seconds: float | None = None
 ) -> Iterator[Checkpoints]:
     """Let every training within keep its state in a folder, and go on from it.
 

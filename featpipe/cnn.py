@@ -158,7 +158,7 @@ class Architecture:
             if self.dropout is None:
                 raise
             raise SettingsError(f"{self.name} takes no dropout ({error}); leave it out.") from error
-        except ValueError as error:
+        except (ValueError, AssertionError) as error:
             raise BackboneError(
                 f"{self.name} cannot be built for {self.input_size} pixels: {error}. "
                 "Try another input size."
@@ -210,6 +210,7 @@ def own_size(name: str) -> int:
     """Side of the input, in pixels, that a network was made for."""
     if name in OWN:
         return 224 if name == "two-layer" else 128
+    check_name(name)
     from torchvision import models
 
     return int(models.get_model_weights(name).DEFAULT.transforms().crop_size[0])

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from featpipe import checkpoint
 from featpipe.calibration import calibrate
 from featpipe.cnn import DROPOUT, WIDTHS, Architecture, own_size
 from featpipe.decode import Preprocessing
@@ -92,7 +93,8 @@ def train_from_scratch(
     network : TrainedNetwork
         For `featpipe.network_file.save_network`.
     result : Result
-        Its ``seconds`` leave decoding out, its conditions' ``decode_seconds`` are that.
+        Its ``seconds`` leave decoding out, its conditions' ``decode_seconds`` are that; where
+        ``resumed`` is true, both are of the last run alone.
 
     Raises
     ------
@@ -110,7 +112,7 @@ def train_from_scratch(
     settings, train = settings or ScratchSettings(), train or TrainSettings()
     if train.folds or train.leave_one_group_out:
         raise SettingsError("A network from scratch takes one split: leave the folds out.")
-    options = options_of(settings)
+    options, kept = options_of(settings), checkpoint.present()
     targets = targets_of(images.table, train.separator)
     architecture = Architecture(
         settings.network, len(targets.classes), options["input_size"], tuple(options["widths"]),
@@ -169,6 +171,7 @@ def train_from_scratch(
         },
         "train_counts": _counts(targets, split),
         "decode_seconds": decode_seconds,
+        "resumed": bool(kept and kept.resumed),
         "machine": machine_facts(str(device)),
     }  # fmt: skip
     parameters = sum(parameter.numel() for parameter in network.parameters())

@@ -26,6 +26,7 @@ from featpipe.weights import apply_state_dict
         ("mobilenet_v2@weights/m.pth", ("torchvision", "mobilenet_v2", "weights/m.pth")),
         ("python:pkg.mod:factory", ("python", "pkg.mod:factory", None)),
         ("pixels", ("pixels", "pixels", None)),
+        ("checkpoint:out/n.safetensors", ("checkpoint", "out/n.safetensors", None)),
     ],
 )
 def test_backbones_are_written_source_name_weights(
@@ -42,7 +43,7 @@ def test_half_a_backbone_is_an_error(text: str) -> None:
 
 def test_names_of_every_source_are_listed() -> None:
     names = backbone_names()
-    assert {"torchvision", "timm", "python", "pixels"} <= set(names)
+    assert {"torchvision", "timm", "python", "pixels", "checkpoint"} <= set(names)
     assert {"vgg16", "resnet50", "squeezenet1_1"} <= set(names["torchvision"])
     assert not any("rcnn" in name or "raft" in name for name in names["torchvision"])
 

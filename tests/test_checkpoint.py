@@ -177,6 +177,14 @@ def test_several_trainings_share_a_folder(tmp_path: Path) -> None:
     assert present() is None
 
 
+def test_clearing_takes_nothing_of_others_away(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+    with checkpointing(tmp_path, seconds=0) as kept:
+        run()
+        kept.clear()
+    assert [file.name for file in tmp_path.iterdir()] == ["notes.txt"]
+
+
 @contextmanager
 def begun(folder: Path) -> Iterator[None]:
     """A training that was interrupted in its third epoch."""

@@ -135,7 +135,8 @@ def load_backbone(
     ----------
     backbone : str or Backbone
         ``[source:]name[@weights]``, such as ``vgg16``, ``vgg16@random``,
-        ``timm:resnet50.a1_in1k``, ``python:pkg.mod:factory``, ``pixels``.
+        ``timm:resnet50.a1_in1k``, ``python:pkg.mod:factory``, ``checkpoint:PATH`` (what
+        ``featpipe train-scratch`` left), ``pixels``.
     weights : str
         ``DEFAULT``, an enum name, a ``.pth`` or ``.safetensors`` file, or ``random``; instead
         of ``@weights``.

@@ -17,7 +17,7 @@ def default_out(images: str, backbone: str) -> Path:
     name = Path(images).resolve().stem if Path(images).exists() else images
     model = backbone.partition("@")[0]
     # Short enough for names made of it, whatever its letters weigh in bytes.
-    return Path(re.sub(r"[^\w.-]+", "-", f"{name[:50]}-{model}") + ".h5")
+    return Path(re.sub(r"[^\w.-]+", "-", f"{name[:50]}-{model[-60:]}") + ".h5")
 
 
 def describe_cache(cache: FeatureCache) -> dict[str, Any]:

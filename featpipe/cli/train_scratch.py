@@ -111,10 +111,11 @@ def _print(document: dict[str, Any], classes: tuple[str, ...]) -> None:
     print_calibration(document["calibration"])
     conditions = document["conditions"]
     options = conditions["options"]
+    since = " since it went on" if conditions["resumed"] else ""
     say()
     say(
         f"{conditions['route']}, {options['input_size']} pixels, {options['precision']}; split "
         f"{conditions['split']['origin']}; {document['parameters']:,} parameters; "
-        f"{seconds(document['seconds'])} s on {conditions['machine']['cpu']}"
+        f"{seconds(document['seconds'])} s{since} on {conditions['machine']['cpu']}"
     )
     say(f"Saved in {document['out']}")
