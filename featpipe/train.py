@@ -32,8 +32,9 @@ from featpipe.metrics import (
 )
 from featpipe.preparation import by_number, check_classes, check_rows, prepare
 from featpipe.settings import TrainSettings
-from featpipe.split import Split
+from featpipe.split import Split, save_split
 from featpipe.sweep import Progress, Sweep, plain, run_sweep
+from featpipe.table import ImageTable
 from featpipe.targets import Targets, targets_of
 
 log = logging.getLogger(__name__)
@@ -226,6 +227,16 @@ def train_head(
     paired = _paired(cache, names[0], settings, targets, result, against)
     result = replace(result, paired=paired)
     return replace(classifier, result=result.to_dict()), result
+
+
+def save_run(folder: str | Path, classifier: Classifier, result: Result, table: ImageTable) -> None:
+    """Write ``classifier.safetensors``, ``result.json`` and ``split.csv`` of a run."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    result.save(folder / "result.json")
+    classifier.save(folder / "classifier.safetensors")
+    assert result.split is not None
+    save_split(result.split, table, folder / "split.csv")
 
 
 def _identity(cache: FeatureCache, settings: TrainSettings) -> str:

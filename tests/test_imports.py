@@ -85,6 +85,7 @@ FLOORS = [
     ["classifier"],
     ["preparation", "crossfit", "sweep", "budget"],
     ["train"],
+    ["finetune"],
     ["scratch"],
     ["report", "report.*", "compare"],
     ["demo"],
