@@ -1,8 +1,10 @@
 """Stage two: cached features to a classifier."""
 
+import hashlib
+import json
 import logging
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ import numpy as np
 from featpipe.budget import BudgetCurve, budget_curve
 from featpipe.cache import FeatureCache
 from featpipe.calibration import calibrate
+from featpipe.checkpoint import checkpointing
 from featpipe.classifier import Classifier
 from featpipe.crossfit import features_of, streamed
 from featpipe.descent import Epochs
@@ -29,14 +32,16 @@ from featpipe.metrics import (
 )
 from featpipe.preparation import by_number, check_classes, check_rows, prepare
 from featpipe.settings import TrainSettings
-from featpipe.split import Split
+from featpipe.split import Split, save_split
 from featpipe.sweep import Progress, Sweep, plain, run_sweep
+from featpipe.table import ImageTable
 from featpipe.targets import Targets, targets_of
 
 log = logging.getLogger(__name__)
 
 BLOCK_VALUES = 1 << 24  # probabilities of training rows at once
 PARTS: tuple[str, ...] = ("train", "val", "folds", "test")
+OnEpoch = Callable[[dict[str, float]], None]
 SELECTING = ("val", "folds")  # what a temperature may be fitted on; never test
 
 
@@ -111,6 +116,8 @@ def train_head(
     on_progress: Progress | None = None,
     budgets: Sequence[int | None] = (),
     against: Sequence[str] = (),
+    unfinished: str | Path | None = None,
+    on_epoch: OnEpoch | None = None,
     **options: Any,
 ) -> tuple[Classifier, Result]:
     """Train a head on cached features.
@@ -136,6 +143,11 @@ def train_head(
         the head that was chosen; see `featpipe.budget.budget_curve`.
     against : sequence of str
         Other heads, trained with their defaults on the same rows, for paired tests.
+    unfinished : str or Path
+        Folder in which long trainings leave what they have come to; begun again with the same
+        arguments they go on from there, to the same end. To be removed once the result is saved.
+    on_epoch : callable
+        Is given each row of the curves of the last fit, as it is made.
     **options
         The head's own parameters, such as ``lr`` or ``hidden``.
 
@@ -163,8 +175,15 @@ def train_head(
     if not isinstance(features, FeatureCache):
         with FeatureCache.open(features) as opened:
             return train_head(
-                opened, head, settings, sweep, layers, on_progress, budgets, against, **options
-            )
+                opened, head, settings, sweep, layers, on_progress, budgets, against, unfinished,
+                on_epoch, **options,
+            )  # fmt: skip
+    if unfinished is not None:
+        with checkpointing(Path(unfinished), _identity(features, settings)):
+            return train_head(
+                features, head, settings, sweep, layers, on_progress, budgets, against,
+                on_epoch=on_epoch, **options,
+            )  # fmt: skip
     cache = features
     targets, split = prepare(cache, settings)
     check_rows(targets, split, settings, budgets, against)
@@ -199,6 +218,7 @@ def train_head(
             cache, names[0], head, settings, options, budgets, targets, split, on_progress
         )
     before = time.perf_counter() - begun
+    unfitted.on_epoch = on_epoch
     classifier, result = fit_and_score(
         cache, names[0], split, head, unfitted, settings, targets, found, curve, before
     )
@@ -207,6 +227,25 @@ def train_head(
     paired = _paired(cache, names[0], settings, targets, result, against)
     result = replace(result, paired=paired)
     return replace(classifier, result=result.to_dict()), result
+
+
+def save_run(folder: str | Path, classifier: Classifier, result: Result, table: ImageTable) -> None:
+    """Write ``classifier.safetensors``, ``result.json`` and ``split.csv`` of a run."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    result.save(folder / "result.json")
+    classifier.save(folder / "classifier.safetensors")
+    assert result.split is not None
+    save_split(result.split, table, folder / "split.csv")
+
+
+def _identity(cache: FeatureCache, settings: TrainSettings) -> str:
+    """Of all that a training does not know of itself: its images, and how they are divided."""
+    decides = [cache.spec.to_dict(), cache.columns(), asdict(settings)]
+    digest = hashlib.blake2b(json.dumps(decides, sort_keys=True).encode(), digest_size=16)
+    if Path(settings.split).is_file():
+        digest.update(Path(settings.split).read_bytes())
+    return digest.hexdigest()
 
 
 def _paired(
@@ -269,6 +308,7 @@ def fit_and_score(
     targets = targets or targets_of(cache.table)
     check_classes(targets, split)
     begun = time.perf_counter()
+    head = head.on(cache.spec, layer, cache.layers[layer])
     rows = split.parts()
     truth = {name: targets.values[some] for name, some in rows.items()}
     every = np.sort(np.concatenate(list(rows.values())))

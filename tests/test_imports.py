@@ -88,6 +88,7 @@ FLOORS = [
     ["classifier"],
     ["preparation", "crossfit", "sweep", "budget"],
     ["train"],
+    ["finetune"],
     ["scratch"],
     ["report", "report.*", "compare"],
     ["adaptation", "leakage", "steps", "rungs", "reproduce"],
