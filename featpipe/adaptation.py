@@ -22,14 +22,14 @@ def adapted(way: Way, loaded: Backbone) -> tuple[Way, list[str]]:
     notes = [f"{loaded.title} stands in for {way.backbone}."]
     layers = loaded.layers()
     made = replace(way, backbone=loaded.name)
+    wanted = way.extract.layer[0] if way.extract.layer else None
     if way.cut:
         cut = comparable_cut(layers)
-        made = replace(made, cut=cut)
-        notes.append(f"It is cut at {cut}, the last layer of larger maps, instead of {way.cut}.")
-    wanted = way.extract.layer
-    if wanted and not _same_layer(layers, wanted[0]):
+        made = replace(made, extract=replace(way.extract, layer=(cut,)))
+        notes.append(f"It is cut at {cut}, the last layer of larger maps, instead of {wanted}.")
+    elif wanted and not _has(layers, wanted):
         made = replace(made, extract=replace(way.extract, layer=()))
-        notes.append(f"It has no layer {wanted[0]}; {layers.default} is cached instead.")
+        notes.append(f"It has no layer {wanted}; {layers.default} is cached instead.")
     return made, notes
 
 
@@ -56,7 +56,7 @@ def comparable_cut(layers: TracedLayers | HookedLayers) -> str:
     return (whole or where)[-1]
 
 
-def _same_layer(layers: TracedLayers | HookedLayers, name: str) -> bool:
+def _has(layers: TracedLayers | HookedLayers, name: str) -> bool:
     try:
         layers.resolve(name)
     except LayerError:

@@ -29,7 +29,7 @@ from featpipe.settings import ExtractSettings, ScratchSettings
 from featpipe.split import Split, row_groups, save_split, split_rows
 from featpipe.steps import Step, read_step, save_step
 from featpipe.table import Status
-from featpipe.train import Result, train_head
+from featpipe.train import OnEpoch, Result, train_head
 from featpipe.weights import digest_weights
 
 log = logging.getLogger(__name__)
@@ -37,6 +37,7 @@ log = logging.getLogger(__name__)
 GRID = 24  # pictures
 # Of ExtractSettings, how features are computed here; what they are of is the recipe's.
 HERE = ("runtime", "precision", "decode", "compile", "batch_size", "workers", "device")
+FREE = ("batch_size", "workers", "device", "compile")  # what may differ when a run is gone on with
 
 
 class Runner:
@@ -109,7 +110,8 @@ class Runner:
             return way, [], None, ""
         loaded, weights = self._load(way.backbone)
         if way.cut and self.cut:
-            way = replace(way, cut=self.cut, backbone=loaded.name)
+            extract = replace(way.extract, layer=(self.cut,))
+            way = replace(way, backbone=loaded.name, extract=extract)
             notes = [f"{loaded.title} is cut at {self.cut}."]
         else:
             way, notes = adapted(way, loaded)
@@ -137,7 +139,7 @@ class Runner:
     def _key(self, way: Way, loaded: Backbone | None, weights: str) -> str:
         """Equal for what would come to the same."""
         said = way.to_dict()
-        for name in ("workers", "device", "batch_size"):
+        for name in FREE:
             del said["extract"][name]
         pixels = loaded.preprocessing.to_dict() if loaded else {}
         decides = [said, str(loaded), weights, pixels, self.content, self.group]
@@ -166,14 +168,17 @@ class Runner:
             assert isinstance(way.learn, Probe)
             with cache:
                 classifier, result = train_head(
-                    cache, way.learn.head, train, way.learn.sweep, **way.learn.options
+                    cache,
+                    way.learn.head,
+                    train,
+                    way.learn.sweep,
+                    on_epoch=self._epochs(way.learn.options.get("epochs")),
+                    **way.learn.options,
                 )
             extracting = float(cache.conditions["seconds"])
-        elif isinstance(way.learn, ScratchSettings):
-            result = self._from_scratch(way, way.learn, split)
         else:
-            assert loaded is not None
-            classifier, result, extracting = self._finetuned(way, way.learn, loaded, train, folder)
+            assert isinstance(way.learn, ScratchSettings)
+            result = self._from_scratch(way, way.learn, split)
         drawn = f"{title} ({loaded.title})" if loaded else title
         self._draw(classifier, result, split, way.scored, loaded, folder, drawn)
         scores, ids = result.scores[way.scored], self.source.table.ids
@@ -221,10 +226,8 @@ class Runner:
 
     def features(self, way: Way, loaded: Backbone) -> FeatureCache:
         """The features of a way; those of one Spec are computed once for all rungs."""
-        decides = [
-            str(loaded), loaded.preprocessing.to_dict(), way.extract.layer, way.extract.pool,
-            way.extract.views, way.extract.augment, way.extract.precision, way.extract.decode,
-        ]  # fmt: skip
+        of_values = {k: v for k, v in asdict(way.extract).items() if k not in FREE}
+        decides = [str(loaded), loaded.preprocessing.to_dict(), of_values]
         digest = hashlib.blake2b(json.dumps(decides).encode(), digest_size=5).hexdigest()
         file = self.out / f"features-{_slug(loaded.name)}-{digest}.h5"
         progress = self.on_progress(loaded.title) if self.on_progress else None
@@ -233,18 +236,19 @@ class Runner:
     def _from_scratch(self, way: Way, learn: ScratchSettings, split: Split) -> Result:
         side = options_of(learn)["input_size"]
         whole = Preprocessing(resize=(side, side), crop=(side, side))
-        report = self.on_progress("from scratch") if self.on_progress else None
-        epochs = options_of(learn)["epochs"]
-
-        def on_epoch(row: dict[str, float]) -> None:
-            if report:
-                report(int(row["epoch"]), epochs)
-
+        report = self._epochs(options_of(learn)["epochs"])
         pixels = way.pixels.applied(whole)
         _, result = train_from_scratch(
-            self.source, split, learn, way.train, on_epoch, preprocessing=pixels
+            self.source, split, learn, way.train, report, preprocessing=pixels
         )
         return result
+
+    def _epochs(self, most: int | None) -> OnEpoch | None:
+        """Tells the progress of a training, epoch by epoch."""
+        if most is None or self.on_progress is None:
+            return None
+        report = self.on_progress("epochs")
+        return lambda row: report(int(row["epoch"]), most)
 
     def gap(self, way: Way) -> Gap | None:
         """What a random split promises beyond one that keeps groups together."""

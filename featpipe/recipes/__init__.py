@@ -12,13 +12,7 @@ from typing import Any
 from featpipe.calibration import wilson
 from featpipe.decode import Preprocessing
 from featpipe.registry import load_plugin, plugin_names
-from featpipe.settings import (
-    ExtractSettings,
-    FinetuneSettings,
-    ImageSettings,
-    ScratchSettings,
-    TrainSettings,
-)
+from featpipe.settings import ExtractSettings, ImageSettings, ScratchSettings, TrainSettings
 
 RIGHT = "done right"
 AS_PUBLISHED = "as published"
@@ -56,7 +50,7 @@ class Pixels:
 
 @dataclass(frozen=True)
 class Probe:
-    """A head on features of a frozen backbone.
+    """A head on features of a frozen backbone; the head `tail` is what is behind their layer.
 
     Attributes
     ----------
@@ -78,14 +72,12 @@ class Way:
 
     Attributes
     ----------
-    learn : Probe, FinetuneSettings or ScratchSettings
-        A head on features, the part of the network behind `cut`, or a CNN from pixels.
+    learn : Probe or ScratchSettings
+        A head on features, or a CNN from pixels.
     train : TrainSettings
         How rows are divided. Where there are validation rows, they select the epoch.
     backbone : str or None
         None for a CNN from scratch.
-    cut : str or None
-        The layer behind which a network is fine-tuned.
     extract : ExtractSettings
         Layer and views of the features.
     pixels : Pixels
@@ -93,13 +85,18 @@ class Way:
         Whether each part has its share of each class; rows are drawn blindly otherwise.
     """
 
-    learn: Probe | FinetuneSettings | ScratchSettings
+    learn: Probe | ScratchSettings
     train: TrainSettings
     backbone: str | None = None
-    cut: str | None = None
     extract: ExtractSettings = field(default_factory=ExtractSettings)
     pixels: Pixels = field(default_factory=Pixels)
     stratified: bool = True
+
+    @property
+    def cut(self) -> str | None:
+        """The layer behind which all of the backbone is trained."""
+        probes = isinstance(self.learn, Probe) and self.learn.options.get("train") == "all"
+        return self.extract.layer[0] if probes else None
 
     @property
     def scored(self) -> str:
@@ -121,7 +118,6 @@ class Way:
         """Each part in words, without what is featpipe's default anyway."""
         told = {
             "backbone": self.backbone or "none",
-            "cut at": self.cut or "",
             "features": _told(self.extract),
             "pixels": _told(self.pixels),
             "rows": _told(self.train) + ("" if self.stratified else ", drawn without stratifying"),
@@ -283,10 +279,9 @@ def load_recipe(name: str) -> Recipe:
     return recipe
 
 
-def kind_of(learn: Probe | FinetuneSettings | ScratchSettings) -> str:
-    """``head``, ``finetune`` or ``scratch``."""
-    kinds = {Probe: "head", FinetuneSettings: "finetune", ScratchSettings: "scratch"}
-    return kinds[type(learn)]
+def kind_of(learn: Probe | ScratchSettings) -> str:
+    """``head`` or ``scratch``."""
+    return "head" if isinstance(learn, Probe) else "scratch"
 
 
 def _changed(one: Any, changes: Mapping[str, Any]) -> Any:
@@ -310,7 +305,7 @@ def _told(one: Any, whole: bool = False) -> str:
         usual = item.default if item.default_factory is MISSING else item.default_factory()
         if isinstance(value, Mapping):
             said += [f"{name.replace('_', ' ')} {_text(inner)}" for name, inner in value.items()]
-        elif whole or value != usual:
+        elif value != usual or (whole and value not in (None, ())):
             said.append(f"{item.name.replace('_', ' ')} {_text(value)}")
     return ", ".join(said)
 
