@@ -309,7 +309,7 @@ def fit_and_score(
             **{k: len(v) for k, v in rows.items()},
             **({"folds": len(split.folds)} if split.folds else {}),
         },
-        "spec": asdict(cache.spec),
+        "spec": cache.spec.to_dict(),
         "machine": machine_facts(choose_device(getattr(head, "device", "cpu"))),
         "extraction_seconds": cache.conditions.get("seconds"),
     }
