@@ -50,7 +50,7 @@ class _Drawing(TorchFunctionMode):
     """Has all that torch draws within it, in this thread, drawn from a generator of its own."""
 
     def __init__(self, seed: int) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self._generator, self.draws = torch.Generator().manual_seed(seed), 0
 
     def __torch_function__(
@@ -305,7 +305,8 @@ def _trial(transforms: Sequence[Any], picture: Any, seed: int) -> int:
             f"gives {what}, not an RGB picture. What the network's input needs is done after all "
             "transforms: leave it out."
         )
-    return drawing.draws
+    draws: int = drawing.draws
+    return draws
 
 
 def _first_line(error: BaseException) -> str:

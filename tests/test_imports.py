@@ -68,6 +68,7 @@ FLOORS = [
         "cache_parts",
         "cache_stock",
         "cache_assemble",
+        "viewing",
     ],
     ["cache_build", "loading", "extractor", "choice", "ceilings"],
     ["extract"],
