@@ -35,7 +35,7 @@ ALIASES = {
 CONTAINERS = ("Transform", "Compose", "RandomApply", "RandomChoice", "RandomOrder", "Lambda")
 SMOOTH = ("bilinear", "bicubic")
 TRIALS = 16  # of a transform before it is believed,
-SIZES = ((320, 240), (1600, 1200))  # and the pictures: what is too small for a crop is no proof
+SIZES = ((96, 64), (640, 480), (1600, 1200))  # and the pictures: one may be too small for a crop
 MOST_LETTERS = 2000  # of the text,
 MOST_NUMBER = 10_000  # and of what a number in it can be: it may come from somebody's file
 # What torch draws with; all of these take a generator.
