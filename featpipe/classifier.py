@@ -21,11 +21,11 @@ from featpipe.extract import Progress
 from featpipe.extractor import Extractor, rebuild
 from featpipe.heads import Head, make_head
 from featpipe.images import ImageSource
-from featpipe.loading import ImageLoader
 from featpipe.registry import load_plugin
 from featpipe.settings import ExtractSettings
 from featpipe.spec import Spec
 from featpipe.table import UNLABELLED, ImageTable, Status
+from featpipe.viewing import Viewing
 
 FORMAT = "featpipe-classifier"
 FORMAT_VERSION = "1"
@@ -61,7 +61,7 @@ class Classifier:
     Attributes
     ----------
     spec : Spec
-        Of the features it was trained on.
+        Of the features it takes: of several views if it averages over them.
     layer : str
     head_name : str
     head : Head
@@ -211,10 +211,17 @@ class Classifier:
                 raise ValueError("its scores contradict each other")
 
     def predict_features(self, features: np.ndarray) -> np.ndarray:
-        """Calibrated probabilities, shape (n, classes), of features, shape (n, ...)."""
+        """Calibrated probabilities, shape (n, classes), of features, shape (n, ...).
+
+        A classifier of several views averages over those of each image, shape (n, views, ...);
+        it takes features of single views as well.
+        """
+        width, count = self.head.n_features_in_, self.spec.view_count
         flat = features.reshape(len(features), -1).astype(np.float32, copy=False)
+        viewing = Viewing(1, count if flat.shape[1] == count * width else 1)
         proba = np.zeros((len(features), len(self.classes)))
-        proba[:, self.head.classes_] = self.head.predict_proba(flat)
+        said = self.head.predict_proba(flat.reshape(-1, flat.shape[1] // viewing.scored))
+        proba[:, self.head.classes_] = viewing.mean(said)
         return apply_temperature(proba, self.temperature, self.multilabel)
 
     def predict(
@@ -242,10 +249,7 @@ class Classifier:
         """
         asked = settings or ExtractSettings()
         extractor = self._extractor(asked, backbone)
-        preprocessing, size = extractor.backbone.preprocessing, extractor.batch_size
-        table = images.table
-
-        load = ImageLoader(images, preprocessing, extractor.decoder)
+        size, table, load = extractor.batch_size, images.table, extractor.loader(images)
         batches = (
             list(range(start, min(start + size, len(images))))
             for start in range(0, len(images), size)
@@ -253,7 +257,7 @@ class Classifier:
         workers = asked.workers or available_cores()
         engine = load_plugin("engines", "local")
         with extractor.forward as forward:
-            results = engine.run(batches, load, forward, workers, forward.lanes)
+            results = engine.run(batches, load, extractor.features, workers, forward.lanes)
             with closing(results):
                 for batch in results:
                     yield from self._predictions(batch, table)

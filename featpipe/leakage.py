@@ -161,9 +161,9 @@ def measure_gap(
             by_fold[how] += result.sweep.chosen.folds["accuracy"]
     torn, kept = (np.mean(right[how], axis=0) for how in ("none", group))
     named = groups[rows]
-    figures = [by_group(values, named, base.seed) for values in (torn, kept, torn - kept)]
     apart = np.subtract(by_fold["none"], by_fold[group]).tolist()
     return Gap(
-        *figures, corrected_interval(apart, 1 / (folds - 1)),
+        by_group(torn, named, base.seed), by_group(kept, named, base.seed),
+        by_group(torn - kept, named, base.seed), corrected_interval(apart, 1 / (folds - 1)),
         len(set(named)), len(rows), folds, repeats, head,
     )  # fmt: skip

@@ -110,7 +110,8 @@ class PerceptronHead(Head):
         if validation is not None:
             rows = np.concatenate([X, validation[0]])
             targets = np.concatenate([codes, validation[1]])
-        self._train(rows, targets, np.arange(len(X)), np.arange(len(X), len(rows)))
+        train = np.arange(0, len(X), self._views)
+        self._train(rows, targets, train, np.arange(len(X), len(rows)))
 
     def _learn_streamed(
         self, rows: StreamedRows, codes: np.ndarray, train: np.ndarray, select: np.ndarray
@@ -125,7 +126,7 @@ class PerceptronHead(Head):
         select: np.ndarray,
     ) -> None:
         shape = self._shape(X.shape[1], len(self.classes_), targets.ndim == 2)
-        problem = self._problem(Task(train, select, select), targets, shape)
+        problem = self._problem(Task(train, select, select, self._views), targets, shape)
         (trained,) = train_stacked(*self._on_device(X, targets), shape, [problem])
         if trained.diverged:
             raise HeadError(
@@ -160,6 +161,7 @@ class PerceptronHead(Head):
                 self.class_weight, targets[task.train], shape.widths[-1], self
             ),
             seed=self.seed,
+            views=task.views,
         )
 
     def _on_device(

@@ -193,8 +193,12 @@ def _columns(
     settings, path = recipe.images, Path(images)
     if path.suffix.lower() in SUFFIXES and path.is_file():
         there = read_columns(path)
-        names = {n: v for n, v in asdict(settings).items() if n.endswith("_column")}
-        settings = replace(settings, **{n: None for n, v in names.items() if v not in there})
+        absent: dict[str, Any] = {
+            name: None
+            for name, column in asdict(settings).items()
+            if name.endswith("_column") and column not in there
+        }
+        settings = replace(settings, **absent)
     else:
         settings = ImageSettings()
     said = {key: value for key, value in asdict(given or ImageSettings()).items() if value}

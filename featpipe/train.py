@@ -16,7 +16,7 @@ from featpipe.cache import FeatureCache
 from featpipe.calibration import calibrate
 from featpipe.checkpoint import checkpointing
 from featpipe.classifier import Classifier
-from featpipe.crossfit import features_of, streamed
+from featpipe.crossfit import streamed
 from featpipe.descent import Epochs
 from featpipe.device import choose_device, machine_facts
 from featpipe.durable import save_json
@@ -36,6 +36,8 @@ from featpipe.split import Split, save_split
 from featpipe.sweep import Progress, Sweep, plain, run_sweep
 from featpipe.table import ImageTable
 from featpipe.targets import Targets, targets_of
+from featpipe.tasks import every_view
+from featpipe.viewing import Viewing, features_of
 
 log = logging.getLogger(__name__)
 
@@ -294,7 +296,7 @@ def fit_and_score(
     head : Head
         Unfitted.
     settings : TrainSettings
-        ``min_precision`` and ``memory`` are used.
+        ``min_precision``, ``memory``, ``views`` and ``tta`` are used.
     targets : Targets
         The table's own classes, if left out.
     sweep : Sweep
@@ -312,22 +314,31 @@ def fit_and_score(
     rows = split.parts()
     truth = {name: targets.values[some] for name, some in rows.items()}
     every = np.sort(np.concatenate(list(rows.values())))
-    stream = streamed(cache, layer, every, settings, head)
+    stream, viewing = streamed(cache, layer, every, settings, head), Viewing.of(cache, settings)
+    held, trained, scored = viewing.held, viewing.trained, viewing.scored
     if stream is None:
-        parts = {name: features_of(cache, layer, some, head) for name, some in rows.items()}
-        validation = (parts["val"], truth["val"]) if "val" in parts else None
-        head.fit(parts["train"], truth["train"], validation=validation)
+        parts = {
+            name: features_of(cache, layer, some, held if name == "train" else scored, head.halves)
+            for name, some in rows.items()
+        }
+        validation = (parts["val"][::scored], truth["val"]) if "val" in parts else None
+        own = parts["train"]
+        head.fit_views(own if trained == held else own[::held], truth["train"], validation, trained)
+        parts["train"] = own if scored == held else own[::held]
         blocks = {name: _in_blocks(some, len(targets.classes)) for name, some in parts.items()}
     else:
         log.info("Features are read block by block: memory does not hold them.")
-        places = {name: np.searchsorted(every, some) for name, some in rows.items()}
+        places = {name: np.searchsorted(every, some) * held for name, some in rows.items()}
         select = places.get("val", every[:0])
-        head.fit_streamed(stream, targets.values[every], places["train"], select)
-        blocks = {name: stream.blocks(some) for name, some in places.items()}
+        labels = np.repeat(targets.values[every], held, axis=0)
+        head.fit_streamed(stream, labels, places["train"], select, trained)
+        blocks = {name: stream.blocks(every_view(some, scored)) for name, some in places.items()}
+    said = {name: viewing.means(map(head.predict_proba, some)) for name, some in blocks.items()}
     predicted = None
     if not targets.multilabel:  # training rows may be many: what they look like is not kept
-        predicted = np.concatenate([head.predict(block) for block in blocks.pop("train")])
-    raw = {name: _proba(head, some, len(targets.classes)) for name, some in blocks.items()}
+        best = [block.argmax(axis=1) for block in said.pop("train")]
+        predicted = head.classes_[np.concatenate(best)]
+    raw = {name: _proba(head, some, len(targets.classes)) for name, some in said.items()}
     if split.folds and sweep is not None:
         held_out, raw_folds = sweep.held_out
         truth["folds"], raw["folds"] = targets.values[held_out], raw_folds
@@ -349,7 +360,8 @@ def fit_and_score(
             **{k: len(v) for k, v in rows.items()},
             **({"folds": len(split.folds)} if split.folds else {}),
         },
-        "spec": asdict(cache.spec),
+        "spec": cache.spec.to_dict(),
+        "views": {"trained": trained, "scored": scored},
         "machine": machine_facts(choose_device(getattr(head, "device", "cpu"))),
         "extraction_seconds": cache.conditions.get("seconds"),
     }
@@ -358,7 +370,8 @@ def fit_and_score(
         split, proba,
     )  # fmt: skip
     classifier = Classifier(
-        cache.spec, layer, head_name, head, targets.classes, result.to_dict(),
+        cache.spec if settings.tta else cache.spec.plain(),
+        layer, head_name, head, targets.classes, result.to_dict(),
         calibration.get("temperature", 1.0), calibration.get("threshold"),
     )  # fmt: skip
     return classifier, result
@@ -371,8 +384,8 @@ def _in_blocks(features: np.ndarray, classes: int) -> Iterable[np.ndarray]:
 
 
 def _proba(head: Head, blocks: Iterable[np.ndarray], classes: int) -> np.ndarray:
-    """What a head says of features, block by block, as columns of all classes."""
-    found = np.concatenate([head.predict_proba(block) for block in blocks])
+    """What a head says of images, block by block, as columns of all classes."""
+    found = np.concatenate(list(blocks))
     proba = np.zeros((len(found), classes))
     proba[:, head.classes_] = found
     return proba

@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Self
 
 import numpy as np
-from scipy.special import expit, softmax
 from sklearn.base import BaseEstimator, ClassifierMixin, clone
 from sklearn.utils._param_validation import InvalidParameterError
 from sklearn.utils.multiclass import check_classification_targets, type_of_target
@@ -26,12 +25,12 @@ from featpipe.errors import HeadError, UnknownNameError
 from featpipe.registry import load_plugin, no_such
 from featpipe.settings import TrainSettings
 from featpipe.spec import Spec
-from featpipe.streamed import StreamedRows, moments_of
-from featpipe.tasks import Outcome, Task
+from featpipe.streamed import StreamedRows, moments
+from featpipe.streamed import scales as scales
+from featpipe.targets import probabilities as probabilities
+from featpipe.tasks import Outcome, Task, every_view
 
 Validation = tuple[np.ndarray, np.ndarray]
-
-MOMENT_VALUES = 1 << 22  # in float64 at once
 
 
 class Head(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
@@ -63,6 +62,7 @@ class Head(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     streams = False
     halves = False
     on_epoch: Callable[[dict[str, float]], None] | None = None
+    _views = 1  # of each image, while it is being fitted
 
     def on(self, spec: Spec, layer: str, shape: tuple[int, ...]) -> Self:
         """The head to be fitted on features of a layer: this one, or an unfitted copy.
@@ -107,6 +107,32 @@ class Head(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         """
         return self._fit_weighted(X, y, validation, None)
 
+    def fit_views(
+        self, X: np.ndarray, y: np.ndarray, validation: Validation | None, views: int
+    ) -> Self:
+        """As `fit`, on several views of each image.
+
+        Heads with epochs draw one of them for each in every epoch; to others they are rows that
+        together weigh as much as one.
+
+        Parameters
+        ----------
+        X : float array, shape (n * views, d)
+            Image `i` has the rows from ``i * views`` on.
+        y : array, shape (n,) or (n, labels)
+        validation : pair of arrays
+            A row an image.
+        views : int
+        """
+        if views == 1:
+            return self.fit(X, y, validation=validation)
+        self._views = views
+        try:
+            weights = np.full(len(X), 1 / views)
+            return self._fit_weighted(X, np.repeat(y, views, axis=0), validation, weights)
+        finally:
+            del self._views
+
     def _fit_weighted(
         self, X: Any, y: Any, validation: Validation | None, sample_weight: Any
     ) -> Self:
@@ -128,7 +154,8 @@ class Head(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self._mean: np.ndarray | None = None
         self._scale: np.ndarray | None = None
         if getattr(self, "standardize", False):
-            self._mean, self._scale = moments(X, weights)
+            # Weights of views are all alike.
+            self._mean, self._scale = moments(X, weights if self._views == 1 else None)
             X = self._standardized(X)
             if held_out is not None:
                 held_out = self._standardized(held_out[0]), held_out[1]
@@ -137,9 +164,14 @@ class Head(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         return self
 
     def fit_streamed(
-        self, rows: StreamedRows, y: np.ndarray, train: np.ndarray, select: np.ndarray
+        self,
+        rows: StreamedRows,
+        y: np.ndarray,
+        train: np.ndarray,
+        select: np.ndarray,
+        views: int = 1,
     ) -> Self:
-        """As `fit`, on features that are read block by block.
+        """As `fit` or `fit_views`, on features that are read block by block.
 
         Parameters
         ----------
@@ -149,6 +181,8 @@ class Head(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         train, select : int arrays, ascending
             Row numbers; those of `select` only select the epoch, and may be none. Their classes
             occur in training.
+        views : int
+            Rows of each image, of which `train` names the first.
         """
         self.validate_options()
         self._targets(y[train])
@@ -156,10 +190,14 @@ class Head(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self.n_features_in_, self.curves_ = rows.shape[1], []
         self._mean = self._scale = None
         if getattr(self, "standardize", False):
-            mean, variance = rows.moments(train)
+            mean, variance = rows.moments(every_view(train, views))
             self._mean, self._scale = scales(mean, np.sqrt(variance), np.dtype(np.float32))
             rows = rows.standardised(self._mean, self._scale)
-        self._learn_streamed(rows, codes, train, select)
+        self._views = views
+        try:
+            self._learn_streamed(rows, codes, train, select)
+        finally:
+            del self._views
         return self
 
     def _learn_streamed(
@@ -255,7 +293,7 @@ class Head(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
                 select = (X[task.select], targets[task.select])
                 proba, note = np.zeros((len(task.scored), n_classes)), ""
                 try:
-                    fitted.fit(X[task.train], targets[task.train], validation=select)
+                    fitted.fit_views(X[task.every], targets[task.train], select, task.views)
                     proba[:, fitted.classes_] = fitted.predict_proba(X[task.scored])
                 except (HeadError, ValueError) as error:  # scikit-learn's own, too
                     note = str(error)
@@ -329,53 +367,6 @@ class Head(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     def n_parameters(self) -> int:
         """How many numbers fitting learnt (standardisation not counted)."""
         return sum(array.size for array in self.arrays().values())
-
-
-def probabilities(
-    logits: np.ndarray, multilabel: bool = False, trained_on: np.ndarray | None = None
-) -> np.ndarray:
-    """Softmax of each row, shape (n, classes), float64; for labels the sigmoid of each.
-
-    A class that is not among those of `trained_on`, an int array, gets no probability.
-    """
-    logits = logits.astype(np.float64)
-    if trained_on is not None and not multilabel:
-        logits[:, np.bincount(trained_on, minlength=logits.shape[1]) == 0] = -np.inf
-    if multilabel:
-        return expit(logits)  # type: ignore[no-any-return]
-    return softmax(logits, axis=1)  # type: ignore[no-any-return]
-
-
-def moments(X: np.ndarray, weights: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and deviation of each feature, by which it is standardised.
-
-    Parameters
-    ----------
-    X : float array, shape (n, d)
-    weights : float array, shape (n,), or None
-
-    Returns
-    -------
-    mean, scale : arrays, shape (d,), of the type of `X`
-        A feature that hardly varies has a scale of 1.
-    """
-    if weights is None:
-        size = max(1, MOMENT_VALUES // X.shape[1])
-        parts = (X[start : start + size] for start in range(0, len(X), size))
-        mean, variance = moments_of(parts, X.shape[1])
-        deviation = np.sqrt(variance)
-    else:
-        mean = np.average(X, axis=0, weights=weights)
-        deviation = np.sqrt(np.average((X - mean) ** 2, axis=0, weights=weights))
-    return scales(mean, deviation, X.dtype)
-
-
-def scales(
-    mean: np.ndarray, deviation: np.ndarray, dtype: np.dtype[Any]
-) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and scale of features, given their mean and deviation in float64."""
-    mean, scale = mean.astype(dtype), deviation.astype(dtype)
-    return mean, np.where(scale > 1e-6 * np.abs(mean) + 1e-12, scale, 1).astype(dtype)
 
 
 def make_head(name: str, options: dict[str, Any] | None = None) -> Head:

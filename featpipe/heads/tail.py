@@ -196,12 +196,16 @@ class Head(AnyHead):
         )  # fmt: skip
 
     def _fit(self, X: np.ndarray, codes: np.ndarray, validation: Validation | None) -> None:
-        rows, targets = [X], codes
+        rows, targets, views = [X], codes, self._views
         if validation is not None:
-            rows, targets = [X, validation[0]], np.concatenate([codes, validation[1]])
+            # The loop counts in images of so many rows, those that select among them.
+            held_out = (part.repeat(views, axis=0) if views > 1 else part for part in validation)
+            selecting, wanted = held_out
+            rows, targets = [X, selecting], np.concatenate([codes, wanted])
         device = torch.device(choose_device(self.device))
-        places = np.arange(len(targets))
-        self._train(HeldRows(rows, device), targets, places[: len(X)], places[len(X) :])
+        train = np.arange(0, len(X), views)
+        select = np.arange(len(X), len(targets), views)
+        self._train(HeldRows(rows, device), targets, train, select)
 
     def _learn_streamed(
         self, rows: StreamedRows, codes: np.ndarray, train: np.ndarray, select: np.ndarray
@@ -210,8 +214,9 @@ class Head(AnyHead):
 
     def _train(self, rows: Any, targets: np.ndarray, train: np.ndarray, select: np.ndarray) -> None:
         self._network, self.curves_ = self._trained(
-            rows, targets, len(self.classes_), Task(train, select, select), self.on_epoch
-        )
+            rows, targets, len(self.classes_), Task(train, select, select, self._views),
+            self.on_epoch,
+        )  # fmt: skip
 
     def _trained(
         self, rows: Any, targets: np.ndarray, classes: int, task: Task, on_epoch: Any = None
@@ -223,10 +228,11 @@ class Head(AnyHead):
         curves = descend(
             network,
             rows,
-            torch.tensor(targets, dtype=kind, device=device),
-            torch.from_numpy(task.train),
-            torch.from_numpy(task.select),
+            torch.tensor(targets[:: task.views], dtype=kind, device=device),
+            torch.from_numpy(task.train // task.views),
+            torch.from_numpy(task.select // task.views),
             self._descent(str(device)),
+            views=task.views,
             class_weight=None
             if weights is None
             else torch.tensor(weights, dtype=torch.float32, device=device),
