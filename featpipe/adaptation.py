@@ -1,6 +1,7 @@
 """A recipe's way on a backbone that it was not written for."""
 
 from dataclasses import replace
+from itertools import takewhile
 
 from featpipe.backbones import Backbone
 from featpipe.behind import divisible
@@ -44,8 +45,10 @@ def comparable_cut(layers: TracedLayers | HookedLayers) -> str:
             "--backbone."
         )
     maps = {name: shape for name, shape in layers.shapes.items() if len(shape) == 3}
-    sides = [shape[-1] for shape in maps.values() if shape[-1] > 1]
-    where = [name for name in divisible(layers) if sides and maps.get(name, (0,))[-1] > sides[-1]]
+    sides = {name: shape[-1] for name, shape in maps.items() if shape[-1] > 1}
+    smallest = min(sides.values(), default=0)
+    before = list(takewhile(lambda name: sides[name] > smallest, sides))
+    where = [name for name in divisible(layers) if name in before]
     if not where:
         raise LayerError(
             "This network has no maps that shrink on the way, so no layer stands for the one that "

@@ -319,7 +319,8 @@ class _Run:
             if tensor is not None:
                 plain = tensor.detach().cpu().contiguous().flatten()
                 digest.update(f"{plain.dtype} {tuple(tensor.shape)}".encode())
-                digest.update(plain.view(torch.uint8).numpy().data)
+                if len(plain):  # torch knows no bytes of nothing
+                    digest.update(plain.view(torch.uint8).numpy().data)
         return digest.hexdigest()
 
 

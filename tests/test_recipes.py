@@ -109,6 +109,11 @@ def folders(found: dict[str, Reproduction], tmp_path_factory: pytest.TempPathFac
     return next(tmp_path_factory.getbasetemp().glob("recipes*"))
 
 
+def plain(one: Reproduction) -> Any:
+    """As a file has it."""
+    return json.loads(json.dumps(one.to_dict()))
+
+
 # ---- the descriptions --------------------------------------------------------------------------
 
 
@@ -371,7 +376,7 @@ def test_what_is_finished_is_not_run_again(
 
     monkeypatch.setattr(Runner, "_run", fail)
     again = run_recipe("five-flowers", flowers, folders / "five-flowers", NET, extract=TINY)
-    assert again.to_dict() == found["five-flowers"].to_dict()
+    assert plain(again) == plain(found["five-flowers"])
 
 
 def test_another_image_or_setting_is_run_again(
@@ -467,7 +472,7 @@ def test_the_cut_is_before_the_maps_shrink_for_the_last_time(name: str, cut: str
 
 def test_a_network_without_maps_has_no_such_cut() -> None:
     with pytest.raises(LayerError, match="--cut"):
-        comparable_cut(load_backbone("vit_b_16", "random", input_size=32).layers())
+        comparable_cut(load_backbone("pixels").layers())
 
 
 def test_a_layer_that_another_network_lacks_becomes_its_penultimate() -> None:
