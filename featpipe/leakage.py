@@ -138,7 +138,7 @@ def measure_gap(
         Without epochs, so that no row that is scored chooses anything.
     folds, repeats : int
     settings : TrainSettings
-        ``layer``, ``seed``, ``device`` and ``memory`` are used.
+        ``layer``, ``seed``, ``device`` and ``memory`` are used; of several views, the plain one.
     **options
         The head's.
 
@@ -146,7 +146,9 @@ def measure_gap(
     ----------
     Nadeau and Bengio, "Inference for the generalization error", Machine Learning 2003 (folds).
     """
-    base = replace(settings or TrainSettings(), split="random", val=0.0, test=0.0, folds=folds)
+    base = replace(
+        settings or TrainSettings(), split="random", val=0.0, test=0.0, folds=folds, views="plain"
+    )
     truth = targets_of(cache.table).values
     right: dict[str, list[np.ndarray]] = {"none": [], group: []}
     by_fold: dict[str, list[float]] = {"none": [], group: []}
