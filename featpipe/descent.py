@@ -28,7 +28,11 @@ STATE = "1"  # version of what a checkpoint holds
 
 
 class RowSource(Protocol):
-    """What mini-batches are taken from; `featpipe.streamed.Features` is one."""
+    """What mini-batches are taken from; `featpipe.streamed.Features` is one.
+
+    Its ``repr`` should tell what makes its rows of the images, if that can vary: a training goes
+    on with the checkpoint of one that had an equal one.
+    """
 
     device: torch.device
 
@@ -312,7 +316,7 @@ class _Run:
         """Equal for trainings that would do the same, given the same features."""
         digest = hashlib.blake2b(repr((asdict(self.settings), self.views)).encode())
         # Where a function lies in memory says nothing, and is another place in each process.
-        described = re.sub(" at 0x[0-9a-fA-F]+", "", f"{self.network}{self.augment}")
+        described = re.sub(" at 0x[0-9a-fA-F]+", "", f"{self.network}{self.augment}{self.X}")
         digest.update(f"{STATE} {described} {self.X.device}".encode())
         tensors = [self.train, self.val, self.targets, self.class_weight]
         for tensor in [*tensors, *self.network.state_dict().values()]:

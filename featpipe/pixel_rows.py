@@ -4,6 +4,7 @@ import math
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from shutil import disk_usage
 
 import numpy as np
 import torch
@@ -13,6 +14,7 @@ from torch.nn.functional import affine_grid, grid_sample
 from featpipe.checksums import digest_bytes
 from featpipe.decode import Preprocessing
 from featpipe.device import available_cores
+from featpipe.errors import DiskSpaceError
 from featpipe.images import ImageSource
 from featpipe.loading import load_image, scan
 
@@ -64,10 +66,14 @@ class PixelRows:
         if device.type == "cuda" and pixels.nbytes < torch.cuda.mem_get_info(device)[0] // 4:
             pixels = pixels.to(device)
         self._pixels, self._reshaped = pixels, preprocessing.reshaped
+        self._described = preprocessing.describe()
         self._mean, self._std = (
             torch.tensor(values, device=device).view(1, 3, 1, 1)
             for values in (preprocessing.mean, preprocessing.std)
         )
+
+    def __repr__(self) -> str:
+        return f"PixelRows({self._described})"  # other pixels of the same images make another
 
     def take(self, rows: Tensor) -> Tensor:
         """Some rows, float32, shape (rows, 3, height, width), on the device."""
@@ -90,7 +96,20 @@ def fingerprint(images: ImageSource) -> str:
 def decode_rows(
     images: ImageSource, rows: np.ndarray, preprocessing: Preprocessing, file: Path
 ) -> tuple[np.ndarray, list[str]]:
-    """Pixels of the rows, uint8, shape (n, side, side, 3), backed by a file; and why not."""
+    """Pixels of the rows, uint8, shape (n, side, side, 3), backed by a file; and why not.
+
+    Raises
+    ------
+    DiskSpaceError
+        If the disk would not hold them.
+    """
+    needed, free = len(rows) * math.prod(preprocessing.crop) * 3, disk_usage(file.parent).free
+    if needed > free:  # where the file could not grow, writing to it would end the process
+        raise DiskSpaceError(
+            f"The pixels of {len(rows):,} images need {needed:,} bytes in {file.parent.parent}, "
+            f"where {free:,} are free. Take a smaller --input-size, or set TMPDIR to a folder on a "
+            "larger disk."
+        )
     pixels = np.memmap(file, np.uint8, "w+", shape=(len(rows), *preprocessing.crop, 3))
 
     def decode_into(place: int) -> str:

@@ -152,11 +152,11 @@ def run_recipe(
     run = Runner(recipe, source, Path(out), backbone, group, cut, extract, on_progress)
     outcomes = []
     for route in recipe.routes:
-        rungs = recipe.ladder(route)
+        rungs = list(enumerate(recipe.ladder(route)))
         chosen = rungs[:1] if as_published else rungs if each_fault else [rungs[0], rungs[-1]]
-        steps = [run.step(route, number, rung) for number, rung in enumerate(chosen)]
-        leaks = any(rung.fault and rung.fault.leak for rung in rungs[: len(chosen)])
-        gap = run.gap(rungs[-1].way) if leaks and not as_published else None
+        steps = [run.step(route, number, rung) for number, rung in chosen]
+        leaks = any(fault.leak for fault in recipe.faults_of(route))
+        gap = run.gap(route.way) if leaks and not as_published else None
         outcomes.append(RouteOutcome(route, steps, gap))
     groups = None if run.groups is None else len(set(run.groups[source.table.labelled]))
     counts = source.table.class_counts()

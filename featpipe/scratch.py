@@ -106,6 +106,8 @@ def train_from_scratch(
         If the labels do not allow the split.
     ImagesError
         If a row of the split cannot be decoded.
+    DiskSpaceError
+        If the disk of temporary files would not hold the pixels.
     HeadError
         If the loss stops being finite.
     """

@@ -159,13 +159,13 @@ def test_killed_and_run_again_it_ends_as_one_that_never_was(shapes: Path, tmp_pa
     options = (*TINY, "--epochs", 12, "--batch-size", 4)
     arguments = [str(part) for part in ("train-scratch", shapes, "-o", out, *options)]
     when, kills = random.Random(1), 0
-    for attempt in range(4):
+    for attempt in range(3):
         process = subprocess.Popen(
             [sys.executable, "-c", SCRIPT, *arguments],
             stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
         )  # fmt: skip
         assert process.stderr is not None
-        if attempt < 3:
+        if attempt < 2:
             while process.poll() is None and not (out / "unfinished").exists():
                 time.sleep(0.005)
             time.sleep(when.uniform(0, 0.6) if attempt else 0.2)

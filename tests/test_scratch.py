@@ -7,12 +7,14 @@ import numpy as np
 import pytest
 import torch
 
+from featpipe import pixel_rows
 from featpipe.checkpoint import checkpointing
 from featpipe.cnn import Architecture
 from featpipe.decode import Preprocessing, encode_png
 from featpipe.device import precisions
 from featpipe.errors import (
     BackboneError,
+    DiskSpaceError,
     FeatpipeError,
     ImagesError,
     SettingsError,
@@ -294,6 +296,25 @@ def test_interrupted_and_begun_again_it_ends_the_same(name: str, tmp_path: Path)
     assert result.curves == whole.curves
     assert np.array_equal(result.proba["test"], whole.proba["test"])
     assert (whole.conditions["resumed"], result.conditions["resumed"]) == (False, True)
+
+
+@pytest.mark.parametrize("changed", [{"input_size": 20}, {"augment": False}, {"lr": 0.01}])
+def test_other_settings_begin_anew(changed: dict, tmp_path: Path) -> None:
+    settings = replace(SMALL, epochs=2)
+    plain, _ = train_from_scratch(stripes(), None, replace(settings, **changed), TRAIN)
+    for one in (settings, replace(settings, **changed)):
+        with checkpointing(tmp_path, seconds=0):
+            network, result = train_from_scratch(stripes(), None, one, TRAIN)
+        assert not result.conditions["resumed"]
+    weights = (part.model.state_dict()["classifier.weight"] for part in (plain, network))
+    assert torch.equal(*weights)
+
+
+def test_pixels_that_the_disk_does_not_hold_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    usage = pixel_rows.disk_usage("/")._replace(free=48 * 16 * 16 * 3 - 1)
+    monkeypatch.setattr(pixel_rows, "disk_usage", lambda folder: usage)
+    with pytest.raises(DiskSpaceError, match=r"48 images need 36,864 bytes.*TMPDIR"):
+        train_from_scratch(stripes(), None, SMALL, TRAIN)
 
 
 def test_other_bytes_make_other_images() -> None:

@@ -15,7 +15,7 @@ from featpipe.settings import ExtractSettings, ImageSettings, ScratchSettings, T
 )
 @click.option("--head", "heads", multiple=True, default=("linear",), help="Repeat for several.")
 @click.option(
-    "--scratch/--no-scratch", default=True, show_default=True, help="Train the two-layer CNN."
+    "--scratch/--no-scratch", default=True, show_default=True, help="Train a CNN from pixels, too."
 )
 @click.option("-o", "--out", default="featpipe-compare", show_default=True, help="Folder to fill.")
 @settings_options(
