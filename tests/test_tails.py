@@ -193,39 +193,35 @@ def _before(network: nn.Module, frozen: str) -> list[nn.Module]:
     ("name", "layer", "frozen", "last"),
     [
         ("resnet18", "layer3", "layer3.1.bn2", "fc"),
-        ("mobilenet_v2", "features.15", "features.15.conv.3", "classifier.1"),
-        ("efficientnet_b0", "features.5", "features.5.2.stochastic_depth", "classifier.1"),
+        ("mobilenet_v2", "features.16", "features.16.conv.3", "classifier.1"),  # has dropout
     ],
 )
 def test_it_equals_ordinary_fine_tuning_layer_for_layer(
     name: str, layer: str, frozen: str, last: str, freeze_norm: bool
 ) -> None:
-    backbone = loaded(name, 64)
+    backbone = loaded(name, 96)
     generator = torch.Generator().manual_seed(1)
-    images, labels = torch.randn(20, 3, 64, 64, generator=generator), torch.arange(20) % 3
+    images, labels = torch.randn(20, 3, 96, 96, generator=generator), torch.arange(20) % 3
     rows = rows_of(backbone, layer, images)
     options = {"train": "all", "backbone": name, "layer": layer, "weights": "random",
-               "input_size": 64, "lr": 0.01, "epochs": 2, "batch_size": 6, "optimizer": "sgd",
+               "input_size": 96, "lr": 1e-3, "epochs": 2, "batch_size": 10, "optimizer": "sgd",
                "schedule": "constant", "freeze_norm": freeze_norm, "seed": 5}  # fmt: skip
     head = tail(**options).fit(rows.numpy(), labels.numpy())
-    new = grow(cut_off(loaded(name, 64), layer, freeze_norm), 3, "all", False, 5, "cpu")
+    new = grow(cut_off(backbone, layer, freeze_norm), 3, "all", freeze_norm, 5, "cpu")
     state = ordinary(
-        backbone, images, labels, frozen, (last, new.body.get_submodule(last)), 2, 6, 0.01, 5,
+        backbone, images, labels, frozen, (last, new.body.get_submodule(last)), 2, 10, 1e-3, 5,
         freeze_norm,
     )  # fmt: skip
-    begun = new.body.state_dict()
-    moved = 0
+    half = tail(**options).fit(rows.half().numpy(), labels.numpy()).arrays()
+    begun, trained = new.body.state_dict(), dict(new.body.named_parameters())
     for tensor, found in head.arrays().items():
-        wanted = state[tensor].numpy()
-        size = max(1e-3, np.abs(wanted).max())
-        np.testing.assert_allclose(found, wanted, atol=2e-4 * size, err_msg=tensor)
-        moved += not np.array_equal(found, begun[tensor].numpy())
-    assert moved > len(begun) / (3 if freeze_norm else 1.2)
-    assert any("running_mean" in tensor for tensor in begun)
-    half = tail(**options).fit(rows.half().numpy(), labels.numpy())
-    for tensor, found in half.arrays().items():
-        wanted = state[tensor].numpy()
-        assert np.abs(found - wanted).max() < 3e-2 * max(1e-2, np.abs(wanted).max()), tensor
+        wanted, before = state[tensor].numpy(), begun[tensor].numpy()
+        size = max(1e-2, np.abs(wanted).max())
+        np.testing.assert_allclose(found, wanted, atol=1e-5 * size, err_msg=tensor)
+        if name == "resnet18":  # a random MobileNet's activations are near float16's smallest
+            np.testing.assert_allclose(half[tensor], wanted, atol=5e-3 * size, err_msg=tensor)
+        moves = trained[tensor].requires_grad if tensor in trained else not freeze_norm
+        assert np.array_equal(found, before) != moves, tensor
 
 
 def test_with_the_last_layer_alone_the_rest_stays_to_the_bit() -> None:
