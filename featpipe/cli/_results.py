@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from featpipe.cli._output import note, say, seconds
+from featpipe.cli._output import note, percent, say, seconds
 from featpipe.cli._training import (
     print_budget,
     print_calibration,
@@ -19,13 +19,27 @@ from featpipe.cli._training import (
 Row = dict[str, float]
 
 
-def by_epochs(report: Callable[[int, int], None], epochs: int) -> Callable[[Row], None]:
-    """A callback for a training's epochs, of which there are at most so many."""
+class Epochs:
+    """Reports a training's epochs; called with each row of its curves.
 
-    def told(row: Row) -> None:
-        report(int(row["epoch"]), epochs)
+    Attributes
+    ----------
+    last : str
+        What the last one came to, in a few words.
+    """
 
-    return told
+    def __init__(self, epochs: int) -> None:
+        self._epochs, self.last = epochs, ""
+        self.report: Callable[[int, int], None] | None = None
+
+    def __call__(self, row: Row) -> None:
+        """Tell of one more, of at most so many."""
+        words = [f"loss {row['train_loss']:.4f}"]
+        if "val_loss" in row:
+            words += [f"validation {row['val_loss']:.4f}", f"{percent(row['val_accuracy'])} %"]
+        self.last = ", ".join(words)
+        if self.report:
+            self.report(int(row["epoch"]), self._epochs)
 
 
 @contextlib.contextmanager

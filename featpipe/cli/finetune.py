@@ -67,7 +67,7 @@ def command(
     from dataclasses import replace
 
     from featpipe.cli._output import print_json, progress
-    from featpipe.cli._results import by_epochs, draw, saying_how_to_resume, show
+    from featpipe.cli._results import Epochs, draw, saying_how_to_resume, show
     from featpipe.cli._text import default_out
     from featpipe.finetune import UNFINISHED, finetune
     from featpipe.heads import make_head
@@ -77,12 +77,16 @@ def command(
     folder = Path(out) if out else Path(f"{named}-{cut}".replace("/", "-"))
     if folder.exists() and not folder.is_dir():
         raise click.BadParameter(f"{folder} is a file; --out names a folder.")
-    epochs = make_head("tail", chosen).get_params()["epochs"]
-    with progress(quiet) as reporter, saying_how_to_resume(folder / UNFINISHED):
+    epochs = Epochs(make_head("tail", chosen).get_params()["epochs"])
+    with (
+        progress(quiet, lambda: epochs.last) as reporter,
+        saying_how_to_resume(folder / UNFINISHED),
+    ):
+        epochs.report = reporter("train")
         classifier, result = finetune(
             images, backbone, cut, folder, settings,
             replace(extract, device=settings.device, dtype=dtype), image_settings,
-            reporter("extract"), by_epochs(reporter("train"), epochs), **chosen,
+            reporter("extract"), epochs, **chosen,
         )  # fmt: skip
     document = {"out": str(folder), **result.to_dict()}
     random = " (random weights)" if classifier.spec.random_weights else ""

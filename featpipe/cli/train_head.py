@@ -98,7 +98,7 @@ def command(
     from featpipe.cache import FeatureCache
     from featpipe.checkpoint import Checkpoints
     from featpipe.cli._output import note, print_json, progress
-    from featpipe.cli._results import by_epochs, draw, saying_how_to_resume, show
+    from featpipe.cli._results import Epochs, draw, saying_how_to_resume, show
     from featpipe.cli._training import assigned, budgets_of, grid_of, value_of
     from featpipe.heads import make_head
     from featpipe.train import save_run, train_head
@@ -114,29 +114,31 @@ def command(
     grid = grid_of([*sweep, *more], whole)
     for name in sorted(grid.keys() & chosen.keys()):
         raise click.BadParameter(f"{name} is given once for all candidates, and in --sweep.")
+    epochs = Epochs({**defaults, **chosen}.get("epochs", 0))
     folder = Path(out) if out else Path(f"{Path(features).stem}-{_slug(head)}")
     if folder.exists() and not folder.is_dir():
         raise click.BadParameter(f"{folder} is a file; --out names a folder.")
     with (
         FeatureCache.open(features) as cache,
-        progress(quiet) as reporter,
+        progress(quiet, lambda: epochs.last) as reporter,
         warnings.catch_warnings(record=True) as caught,
         saying_how_to_resume(folder / "unfinished"),
     ):
         warnings.simplefilter("always", ConvergenceWarning)
-        table = cache.table
-        epochs = {**defaults, **chosen}.get("epochs", 0)
+        table, report = cache.table, reporter("sweep")
+        if head == "tail":
+            epochs.report = reporter("train")
         classifier, result = train_head(
             cache,
             head,
             settings,
             grid,
             [layer.strip() for layer in layers.split(",")] if layers else (),
-            reporter("sweep"),
+            report,
             budgets,
             against,
             folder / "unfinished",
-            by_epochs(reporter("train"), epochs) if head == "tail" else None,
+            epochs,
             **chosen,
         )
     for message in dict.fromkeys(str(warning.message) for warning in caught):
