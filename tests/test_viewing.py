@@ -295,7 +295,7 @@ def test_sweeps_budgets_and_paired_tests_take_views(viewed: FeatureCache) -> Non
 
 
 def test_averaging_needs_views(shapes_cache: FeatureCache) -> None:
-    with pytest.raises(SettingsError, match="only the plain one. Extract with --views"):
+    with pytest.raises(SettingsError, match=r"only the plain one\. Extract with --views"):
         train_head(shapes_cache, "logistic", TrainSettings(tta=True))
 
 
@@ -327,7 +327,7 @@ def test_the_command_line_extracts_trains_and_predicts_by_views(
     def run(*arguments: object) -> str:
         done = CliRunner().invoke(cli, [str(one) for one in arguments])
         assert done.exit_code == 0, done.output
-        return done.output
+        return done.stdout
 
     out = tmp_path / "f.h5"
     images = ["extract", shapes, "-b", "squeezenet1_1@random", "-o", out, "--input-size", 64]
