@@ -31,7 +31,8 @@ def export_features(cache: FeatureCache, out: str | Path, layer: str | None = No
     """Write one layer of a cache, and its table, in a format that others read.
 
     Rows are in the cache's order, all of them: rows without features are NaN, and the table
-    says why. Of several views of an image it is the plain one. Files of these names are replaced, each put in place whole.
+    says why. Of several views of an image it is the plain one. Files of these names are replaced,
+    each put in place whole.
 
     Parameters
     ----------
