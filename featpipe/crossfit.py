@@ -41,7 +41,8 @@ def streamed(
         raise HeadError(
             f"{len(rows) * held} rows of {width} features take {needed / 2**30:.2f} GiB, more than "
             f"the {allowed / 2**30:.2f} that features may take. linear, mlp and logistic read them "
-            "block by block; this head needs a higher --memory, or a layer that is pooled."
+            "block by block; this head needs a higher --memory, or a layer that is pooled"
+            + (", or --views plain without --tta." if held > 1 else ".")
         )
     return StreamedRows(
         lambda some: items_of(cache, layer, rows, some, held), (len(rows) * held, width), allowed
