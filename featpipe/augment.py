@@ -220,7 +220,10 @@ def _call(node: ast.expr) -> Call:
         scale = given[0] if len(given) == 1 else tuple(given)
         given, named = [], {"scale": scale, **named}
         if not isinstance(scale, tuple | list) or len(scale) != 2:
-            raise ValueError("RandomResizedCrop takes two numbers, the least and largest share")
+            raise ValueError(
+                "RandomResizedCrop takes two numbers, the least and the largest share of the "
+                "picture; its size is the network's"
+            )
     try:
         bound = inspect.signature(known[name]).bind_partial(*given, **named)
     except TypeError as error:

@@ -44,7 +44,7 @@ def streamed(
             f"{len(rows) * held} rows of {width} features take {needed / 2**30:.2f} GiB, more than "
             f"the {allowed / 2**30:.2f} that features may take. linear, mlp, logistic and tail "
             "read them block by block; this head needs a higher --memory, or a layer that is "
-            "pooled."
+            "pooled" + (", or --views plain without --tta." if held > 1 else ".")
         )
     return StreamedRows(
         lambda some: items_of(cache, layer, rows, some, held, head.halves),

@@ -156,7 +156,7 @@ def run_recipe(
         chosen = rungs[:1] if as_published else rungs if each_fault else [rungs[0], rungs[-1]]
         steps = [run.step(route, number, rung) for number, rung in chosen]
         leaks = any(fault.leak for fault in recipe.faults_of(route))
-        gap = run.gap(route.way) if leaks and not as_published else None
+        gap = run.gap(rungs[-1][1].way) if leaks and not as_published else None
         outcomes.append(RouteOutcome(route, steps, gap))
     groups = None if run.groups is None else len(set(run.groups[source.table.labelled]))
     counts = source.table.class_counts()

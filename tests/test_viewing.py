@@ -16,7 +16,7 @@ from featpipe.calibration import apply_temperature, log_losses
 from featpipe.classifier import Classifier
 from featpipe.cli import cli
 from featpipe.crossfit import SharedRows
-from featpipe.errors import SettingsError
+from featpipe.errors import HeadError, SettingsError
 from featpipe.extract import extract_features
 from featpipe.heads import Head, build_head, make_head
 from featpipe.heads.ridge import _Spectrum
@@ -265,6 +265,11 @@ def test_features_larger_than_memory_give_the_same(
     assert outside.scores["train"].n == inside.scores["train"].n
 
 
+def test_a_head_that_needs_all_views_at_once_says_so(viewed: FeatureCache) -> None:
+    with pytest.raises(HeadError, match=r"or --views plain without --tta\."):
+        train_head(viewed, "ridge", TrainSettings(memory=5e-5))
+
+
 def test_items_are_read_in_any_order(viewed: FeatureCache) -> None:
     rows = np.array([3, 30, 7])
     every = features_of(viewed, viewed.layer(), rows, VIEWS)
@@ -295,7 +300,7 @@ def test_sweeps_budgets_and_paired_tests_take_views(viewed: FeatureCache) -> Non
 
 
 def test_averaging_needs_views(shapes_cache: FeatureCache) -> None:
-    with pytest.raises(SettingsError, match="only the plain one. Extract with --views"):
+    with pytest.raises(SettingsError, match=r"only the plain one\. Extract with --views"):
         train_head(shapes_cache, "logistic", TrainSettings(tta=True))
 
 
@@ -327,7 +332,7 @@ def test_the_command_line_extracts_trains_and_predicts_by_views(
     def run(*arguments: object) -> str:
         done = CliRunner().invoke(cli, [str(one) for one in arguments])
         assert done.exit_code == 0, done.output
-        return done.output
+        return done.stdout
 
     out = tmp_path / "f.h5"
     images = ["extract", shapes, "-b", "squeezenet1_1@random", "-o", out, "--input-size", 64]
@@ -344,5 +349,7 @@ def test_the_command_line_extracts_trains_and_predicts_by_views(
     assert document["conditions"]["views"] == {"trained": 1, "scored": 3}
     saved = tmp_path / "c" / "classifier.safetensors"
     assert "views" in run("info", saved)
+    said = run("train-head", out, "--epochs", 3, "-o", tmp_path / "d")
+    assert "Views of an image: 3 to train on, 1 to score." in said
     lines = run("predict", saved, shapes / "circle").strip().splitlines()
     assert len(lines) == 13

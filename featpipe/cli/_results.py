@@ -102,4 +102,7 @@ def show(document: dict[str, Any], classes: tuple[str, ...]) -> None:
         f"{conditions['split']['origin']}; {document['parameters']:,} parameters; "
         f"{seconds(document['seconds'])} s on {conditions['machine']['cpu']}"
     )
+    views = conditions["views"]
+    if max(views.values()) > 1:
+        say(f"Views of an image: {views['trained']} to train on, {views['scored']} to score.")
     say(f"Saved in {document['out']}")
