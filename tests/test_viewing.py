@@ -211,6 +211,20 @@ def test_tta_is_the_mean_over_views_of_the_same_fit(viewed: FeatureCache, head: 
     )  # fmt: skip
 
 
+def test_a_tail_draws_a_view_an_epoch_however_it_is_fitted() -> None:
+    X, labels = noisy()
+    options = {"epochs": 4, "batch_size": 8, "precision": "float32", "device": "cpu"}
+    train, select = np.arange(0, 40 * VIEWS, VIEWS), np.arange(40 * VIEWS, 60 * VIEWS, VIEWS)
+    held_out = X[select], labels[40:]
+    alone = make_head("tail", options).fit_views(X[: 40 * VIEWS], labels[:40], held_out, VIEWS)
+    task = Task(train, select, select, VIEWS)
+    (found,) = outcomes(make_head("tail", options), X, np.repeat(labels, VIEWS), [task])
+    assert found.proba is not None
+    np.testing.assert_allclose(found.proba, alone.predict_proba(X[select]), rtol=1e-5)
+    plain = make_head("tail", options).fit(X[train], labels[:40], held_out)
+    assert not np.allclose(plain.predict_proba(X[select]), found.proba, rtol=1e-3)
+
+
 def features_of_view(cache: FeatureCache, rows: np.ndarray, view: int) -> np.ndarray:
     return cache.features(rows=rows, view=view).reshape(len(rows), -1)
 
