@@ -128,10 +128,11 @@ class Runner:
             except WeightsError as error:
                 if parse_backbone(text)[2]:  # the user's own file, or name
                     raise
+                reason = "\n".join(str(error).splitlines()[:2])  # the rest is another command's
                 raise WeightsError(
-                    f"{error}\nA recipe also runs with --backbone @PATH (these weights, from a "
-                    "file), with --backbone NAME@PATH (another backbone's), and with --backbone "
-                    "@random, which shows that it runs and says nothing of how good it is."
+                    f"{reason}\n  or pass --backbone @PATH, these weights from a file,\n"
+                    "  or --backbone NAME@PATH, such as mobilenet_v2@PATH, another backbone,\n"
+                    "  or --backbone @random to see the recipe run without anything learnt."
                 ) from error
             self.loaded[text] = loaded, digest_weights(dict(loaded.model.state_dict()))
         return self.loaded[text]

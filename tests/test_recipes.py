@@ -379,6 +379,28 @@ def test_what_is_finished_is_not_run_again(
     assert plain(again) == plain(found["five-flowers"])
 
 
+def test_an_interrupted_recipe_goes_on_behind_its_last_rung(
+    flowers: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ran: list[str] = []
+    run = Runner._run
+
+    def stopping(self: Runner, way: Any, rung: Any, *rest: Any) -> Any:
+        ran.append(rung.name)
+        if len(ran) == 2:
+            raise KeyboardInterrupt
+        return run(self, way, rung, *rest)
+
+    monkeypatch.setattr(Runner, "_run", stopping)
+    with pytest.raises(KeyboardInterrupt):
+        run_recipe("five-flowers", flowers, tmp_path, NET, extract=TINY)
+    found = run_recipe("five-flowers", flowers, tmp_path, NET, extract=TINY)
+    (route,) = load_recipe("five-flowers").routes
+    first, second, third = (rung.name for rung in load_recipe("five-flowers").ladder(route))
+    assert ran == [first, second, second, third]
+    assert [step.name for step in found.routes[0].steps] == [first, second, third]
+
+
 def test_another_image_or_setting_is_run_again(
     flowers: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
