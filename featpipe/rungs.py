@@ -155,44 +155,41 @@ class Runner:
         folder: Path,
         title: str,
     ) -> tuple[Step, Result]:
-        cache, file = None, folder / "split.csv"
-        if isinstance(way.learn, Probe):
-            assert loaded is not None
-            cache = self.features(way, loaded)
-            self.usable &= cache.ok
-        split = self._split(way)
-        save_split(split, self.source.table, file)
-        train = replace(way.train, split=str(file), val=0.0, test=0.0, group="none", folds=0)
+        table, file = self.source.table, folder / "split.csv"
         classifier: Classifier | None = None
         extracting = 0.0
-        if cache is not None:
-            assert isinstance(way.learn, Probe)
-            with cache:
+        if isinstance(way.learn, Probe):
+            assert loaded is not None
+            with self.features(way, loaded) as cache:
+                self.usable &= cache.ok
+                split = self._split(way)
+                save_split(split, table, file)
                 classifier, result = train_head(
                     cache,
                     way.learn.head,
-                    train,
+                    replace(way.train, split=str(file), val=0.0, test=0.0, group="none", folds=0),
                     way.learn.sweep,
                     on_epoch=self._epochs(way.learn.options.get("epochs")),
                     **way.learn.options,
                 )
-            extracting = float(cache.conditions["seconds"])
+                extracting = float(cache.conditions["seconds"])
         else:
-            assert isinstance(way.learn, ScratchSettings)
+            split = self._split(way)
+            save_split(split, table, file)
             result = self._from_scratch(way, way.learn, split)
         drawn = f"{title} ({loaded.title})" if loaded else title
         self._draw(classifier, result, split, way.scored, loaded, folder, drawn)
-        scores, ids = result.scores[way.scored], self.source.table.ids
+        scores, ids = result.scores[way.scored], table.ids
         rows = split.train if way.scored == "folds" else split.parts()[way.scored]
-        assert self.source.table.labels is not None
-        right = result.proba[way.scored].argmax(axis=1) == self.source.table.labels[rows]
+        assert table.labels is not None
+        right = result.proba[way.scored].argmax(axis=1) == table.labels[rows]
         over_groups = leak = None
         if self.groups is not None:
             _, low, high = by_group(right, self.groups[rows])
             assert low is not None
             assert high is not None
             over_groups, leak = (low, high), asdict(leak_of(split, way.scored, self.groups))
-        unusable = ~self.usable & self.source.table.labelled
+        unusable = ~self.usable & table.labelled
         step = Step(
             name=rung.name,
             fault=rung.fault.name if rung.fault else None,

@@ -1,5 +1,6 @@
 """``featpipe recipe``."""
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -77,6 +78,7 @@ def command(
     """
     from featpipe.cli._output import print_json, progress, say
     from featpipe.cli._recipe import document_of, print_recipe, print_reproduction
+    from featpipe.cli._results import saying_how_to_resume
     from featpipe.recipes import load_recipe, recipe_names
     from featpipe.reproduce import run_recipe
 
@@ -94,7 +96,7 @@ def command(
     if images is None:
         raise click.UsageError(f"Say which images: featpipe recipe {name} IMAGES, or --show.")
     folder = out or f"recipe-{name}"
-    with progress(quiet) as reporter:
+    with progress(quiet) as reporter, saying_how_to_resume(Path(folder)):
         found = run_recipe(name, images, folder, on_progress=reporter, **asked)
     if as_json:
         print_json({"out": folder, **found.to_dict()})
