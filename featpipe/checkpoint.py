@@ -7,6 +7,7 @@ same training, begun again with that folder, goes on from there and ends as it w
 import contextlib
 import hashlib
 import logging
+import re
 import time
 from collections.abc import Iterator
 from contextvars import ContextVar
@@ -23,6 +24,7 @@ log = logging.getLogger(__name__)
 SECONDS = 20.0  # between two savings
 SHARE = 0.05  # of the time, at most, goes into saving
 BLOCK = 1 << 20  # bytes read at once
+_OURS = re.compile(r"\.?[0-9a-f]{24}\.pt(\.\d+\.tmp)?$")
 
 
 class Checkpoints:
@@ -101,13 +103,15 @@ class Checkpoints:
     def clear(self) -> None:
         """Take the trainings away, and the folder if nothing else is in it."""
         with contextlib.suppress(OSError):
-            for pattern in ("*.pt", ".*.pt.*.tmp"):
-                for file in self._folder.glob(pattern):
+            for file in self._folder.iterdir():
+                if _OURS.match(file.name):
                     file.unlink(missing_ok=True)
             self._folder.rmdir()
 
     def _file(self, key: str) -> Path:
-        digest = hashlib.blake2b(f"{self._identity}\n{key}".encode(), digest_size=12)
+        digest = hashlib.blake2b(
+            f"{self._identity}\n{key}".encode(errors="surrogateescape"), digest_size=12
+        )
         return self._folder / f"{digest.hexdigest()}.pt"
 
 

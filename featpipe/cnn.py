@@ -157,13 +157,20 @@ class Architecture:
         except TypeError as error:
             if self.dropout is None:
                 raise
-            raise SettingsError(f"{self.name} takes no dropout ({error}); leave it out.") from error
+            raise self._no_dropout() from error
         except (ValueError, AssertionError) as error:
+            reason = str(error).splitlines()[0].rstrip(".!")
             raise BackboneError(
-                f"{self.name} cannot be built for {self.input_size} pixels: {error}. "
-                "Try another input size."
+                f"{self.name} cannot be built for {self.input_size} pixels: {reason}. Try another "
+                "--input-size."
             ) from error
+        rates = {layer.p for layer in made.modules() if isinstance(layer, nn.Dropout)}
+        if self.dropout is not None and self.dropout not in rates:
+            raise self._no_dropout()  # some take any keyword and heed none
         return made
+
+    def _no_dropout(self) -> SettingsError:
+        return SettingsError(f"{self.name} takes no dropout; leave it out.")
 
     def preprocessing(self) -> Preprocessing:
         """What makes an image its input: squeezed to a square, normalised as is usual."""

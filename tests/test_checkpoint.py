@@ -178,11 +178,13 @@ def test_several_trainings_share_a_folder(tmp_path: Path) -> None:
 
 
 def test_clearing_takes_nothing_of_others_away(tmp_path: Path) -> None:
-    (tmp_path / "notes.txt").write_text("mine")
+    mine = ["best.pt", "notes.txt"]
+    for name in mine:
+        (tmp_path / name).write_text("mine")
     with checkpointing(tmp_path, seconds=0) as kept:
         run()
         kept.clear()
-    assert [file.name for file in tmp_path.iterdir()] == ["notes.txt"]
+    assert sorted(file.name for file in tmp_path.iterdir()) == mine
 
 
 @contextmanager
@@ -239,6 +241,24 @@ def test_a_folder_that_cannot_be_written_to_stops_nothing(
     assert same(found, run())
     told = [record.getMessage() for record in caplog.records]
     assert sum("cannot be saved" in text for text in told) == 1
+
+
+@pytest.mark.skipif(os.name != "posix", reason="limits of file sizes")
+def test_a_full_disk_stops_nothing_and_leaves_nothing(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    import resource
+
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2000, before[1]))
+    try:
+        with checkpointing(tmp_path / "unfinished", seconds=0):
+            found = run()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert same(found, run())
+    assert "cannot be saved" in caplog.text
+    assert [*(tmp_path / "unfinished").iterdir()] == []
 
 
 def test_what_a_killed_process_left_half_written_is_taken_away(tmp_path: Path) -> None:

@@ -87,6 +87,7 @@ def test_what_is_given_wins_over_the_networks_own() -> None:
         ({"network": "two-layer", "widths": (8,)}, SettingsError, "widths are those of small"),
         ({"network": "two-layer", "dropout": 0.5}, SettingsError, "two-layer has no dropout"),
         ({"network": "resnet18", "dropout": 0.5}, SettingsError, "resnet18 takes no dropout"),
+        ({"network": "convnext_tiny", "dropout": 0.5}, SettingsError, "takes no dropout"),
         ({"network": "small", "widths": (8, 0)}, SettingsError, "from 1 to 4096"),
         ({"network": "small", "widths": (8,) * 9}, SettingsError, "at most 8"),
         ({"network": "small", "input_size": 8}, SettingsError, "from 16 to"),
@@ -201,6 +202,14 @@ def test_every_network_trains_and_is_scored_on_every_part(name: str) -> None:
     fast = precisions("cpu")[0] == "bfloat16" and name != "two-layer"
     wanted = "bfloat16" if fast else "float32"
     assert result.conditions["options"]["precision"] == wanted
+
+
+@pytest.mark.parametrize("name", ["vgg11", "squeezenet1_1", "mobilenet_v3_small", "vit_b_32"])
+def test_an_architectures_dropout_can_be_set(name: str) -> None:
+    with torch.device("meta"):
+        model = Architecture(name, 2, 32, dropout=0.37).build()
+    rates = [part.p for part in model.modules() if isinstance(part, torch.nn.Dropout)]
+    assert 0.37 in rates
 
 
 def test_googlenet_is_built_with_one_output() -> None:

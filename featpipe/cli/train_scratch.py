@@ -1,5 +1,6 @@
 """``featpipe train-scratch``."""
 
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -52,6 +53,8 @@ def command(
     if folder.exists() and not folder.is_dir():
         raise click.BadParameter(f"{folder} is a file; --out names a folder.")
     folder.mkdir(parents=True, exist_ok=True)
+    if not os.access(folder, os.W_OK):  # better known now than when all is trained
+        raise click.BadParameter(f"{folder} cannot be written to; choose another --out.")
     unfinished = folder / "unfinished"
     with checkpointing(unfinished, fingerprint(source)) as kept, progress(quiet) as reporter:
         report = reporter("epochs")
