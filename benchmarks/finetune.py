@@ -66,7 +66,7 @@ class Ordinary:
         freeze = options.get("freeze_norm", False)
         self.tail: Tail = grow(cut_off(loaded, cut, freeze), classes, "all", freeze, seed, "cpu")
         trained = [p for p in self.tail.parameters() if p.requires_grad]
-        self.optimizer = torch.optim.AdamW(trained, LR, weight_decay=1e-2)
+        self.optimizer = torch.optim.AdamW(trained, LR, weight_decay=1e-2, fused=True)
         self.precision, self.generator = precision, torch.Generator().manual_seed(seed)
         decoder = next(iter(decoders("cpu").values()))
         self.load = ImageLoader(source, loaded.preprocessing, decoder)

@@ -159,7 +159,7 @@ def ordinary(
         trained = [p for p in trained if all(p is not q for q in norm.parameters())]
     for parameter in trained:
         parameter.requires_grad_(True)
-    optimizer = torch.optim.SGD(trained, lr, momentum=0.9, weight_decay=1e-2)
+    optimizer = torch.optim.SGD(trained, lr, momentum=0.9, weight_decay=1e-2, fused=True)
     generator = torch.Generator().manual_seed(seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
