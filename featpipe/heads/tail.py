@@ -2,12 +2,13 @@
 
 import time
 from collections.abc import Iterator, Sequence
+from numbers import Integral
 from typing import Any, Self
 
 import numpy as np
 import torch
 from sklearn.base import clone
-from sklearn.utils._param_validation import StrOptions
+from sklearn.utils._param_validation import Interval, StrOptions
 
 from featpipe.descent import Descent, RowSource, descend, logits_of
 from featpipe.device import choose_device, precisions
@@ -21,6 +22,7 @@ from featpipe.tails import Origin, Stump, Tail, grow, linear, load_stump
 from featpipe.tasks import Outcome, Task
 
 LR = {"last": 1e-3, "all": 1e-4}  # of Adam; SGD's is ten times that
+LARGEST = 4096  # side of an input, in pixels
 USED = ("lr", "epochs", "batch_size", "optimizer", "schedule", "momentum", "weight_decay",
         "label_smoothing", "clip", "class_weight", "patience", "seed")  # fmt: skip
 
@@ -67,6 +69,9 @@ class Head(AnyHead):
         "layer": [str, None],
         "weights": [str, None],
         "trust_code": ["boolean"],
+        "backbone_seed": LIMITS["seed"],
+        # A file may ask for any; the network's layers are found by running it.
+        "input_size": [Interval(Integral, 1, LARGEST, closed="both"), None],
         "precision": [StrOptions({"auto", "float32", "bfloat16"})],
     }
     multilabel = True
@@ -296,6 +301,7 @@ class Head(AnyHead):
 
     def set_arrays(self, arrays: dict[str, np.ndarray]) -> None:
         """The inverse of `arrays`."""
+        self.validate_options()
         try:
             device = choose_device(self.device)
         except UnknownNameError:  # trained on one that is not here
