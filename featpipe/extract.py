@@ -60,6 +60,8 @@ def extract_features(
     out : str or Path
         The HDF5 file to make.
     settings : ExtractSettings
+        With ``views`` and ``augment`` each image has several views, see `featpipe.augment`. The
+        same bytes and seed have the same views, whatever the workers, order and batches.
     image_settings : ImageSettings
         For manifests.
     on_progress : callable

@@ -30,7 +30,8 @@ class Head(BaseHead):
     Parameters
     ----------
     k : int
-        Neighbours; all training rows, if those are fewer.
+        Neighbours; all training rows, if those are fewer. An image of several views is one, as
+        near as its nearest view.
     temperature : float
     standardize : bool
         Standardise the features by the training rows.

@@ -19,7 +19,7 @@ class Head(LinearHead):
     ----------
     shrinkage : "auto" or float
         From 0, the covariance within the classes as it is, to 1, the sphere of equal mean
-        variance. ``auto`` is Ledoit's and Wolf's.
+        variance. ``auto`` is Ledoit's and Wolf's, the views of an image being one draw.
     standardize : bool
         Standardise the features by the training rows.
 

@@ -26,7 +26,8 @@ class Head(WeightedHead):
     ----------
     alpha : float or None
         Penalty. None: of 33 penalties the one whose squared error on rows left out, one at a
-        time, is smallest; all of them come from one eigendecomposition.
+        time, or on images with all their views, is smallest; all of them come from one
+        eigendecomposition.
     standardize : bool
         Standardise the features by the training rows.
 

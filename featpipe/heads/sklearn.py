@@ -46,6 +46,9 @@ class Head(BaseHead):
 
     Notes
     -----
+    Views of an image are rows of a weight of 1 / views where the classifier takes weights; what it
+    chooses by folds of its own, such as LogisticRegressionCV, tears them apart.
+
     Where neighbours are searched for and ``algorithm`` is not said it is ``brute``, which
     ``auto`` is from 16 features on: a search tree cannot be saved without pickle.
     """
