@@ -510,13 +510,25 @@ def test_a_layer_that_another_network_lacks_becomes_its_penultimate() -> None:
 
 
 @pytest.mark.realdata
-def test_patients_of_the_real_cells_are_on_both_sides_as_published(shared: Path) -> None:
-    recipe = load_recipe("malaria")
-    table = open_images(shared / "data" / "malaria").table
-    groups = row_groups(table, recipe.group_by)
-    assert groups is not None
-    assert len(set(groups)) == 66
-    source = open_images(shared / "data" / "malaria")
-    kept = source.only(np.arange(0, len(source), 10))
-    assert len(kept) == 501
-    assert kept.read(3) == source.read(30)
+def test_patients_of_the_real_cells_are_on_both_sides_as_published(
+    shared: Path, tmp_path: Path
+) -> None:
+    recipe, source = load_recipe("malaria"), open_images(shared / "data" / "malaria")
+    runner = Runner(recipe, source, tmp_path, NET, None, None, TINY, None)
+    assert runner.groups is not None
+    assert len(set(runner.groups)) == 66
+    first, *_, last = recipe.ladder(recipe.routes[0])
+    published = leak_of(runner._split(first.way), "test", runner.groups)
+    assert published.rows > 0.95 * published.scored
+    right = leak_of(runner._split(last.way), "folds", runner.groups)
+    assert (right.groups, right.rows, right.scored) == (66, 0, len(source))
+
+
+@pytest.mark.realdata
+def test_a_pretrained_backbone_knows_the_flowers(shared: Path, tmp_path: Path) -> None:
+    source = open_images(shared / "data" / "flowers")
+    some = source.only(np.arange(0, len(source), 8))
+    weights = shared / "weights" / "squeezenet1_1.pth"
+    found = run_recipe("five-flowers", some, tmp_path, f"squeezenet1_1@{weights}")
+    assert found.routes[0].steps[-1].accuracy > 0.6
+    assert found.routes[0].steps[-1].backbone == "squeezenet1_1"
