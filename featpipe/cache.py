@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 import h5py
 import numpy as np
 
-from featpipe.cache_layout import FEATURES, open_file, read_attribute, read_columns
+from featpipe.cache_layout import FEATURES, odd_columns, open_file, read_attribute, read_columns
 from featpipe.cache_rows import Bytes, Damage, LayerReader
-from featpipe.checksums import ALGORITHM, DIGEST_BYTES
+from featpipe.checksums import ALGORITHM
 from featpipe.errors import (
     CacheDamagedError,
     CacheError,
@@ -24,7 +24,7 @@ from featpipe.errors import (
 )
 from featpipe.registry import no_such
 from featpipe.spec import Spec
-from featpipe.table import UNLABELLED, ImageTable, Status, text_column
+from featpipe.table import ImageTable, Status, text_column
 
 if TYPE_CHECKING:
     import pandas
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from featpipe.cache_torch import FeatureDataset
 
 FORMAT = "featpipe-features"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2  # of files with several views an image; others have 1, as they always had
 TABLE = ("ids", "labels", "classes", "splits", "groups")  # of no consequence to the features
 MENDABLE = {*TABLE, "reasons", "@conditions"}
 
@@ -150,13 +150,17 @@ class FeatureCache:
             {} if "@conditions" in wrong else _read_json(read_attribute(file, "conditions"))
         )
         self._content = Bytes(file)
+        views = self.spec.view_count
+        if views > 1 and version == 1:
+            raise CacheDamagedError(f"{self.path} has several views, and format version 1.")
         self._layers = {
-            name: LayerReader.of(file, name, columns, self._content) for name in file[FEATURES]
+            name: LayerReader.of_views(file, name, columns, self._content, views)
+            for name in file[FEATURES]
         }
-        odd = _odd_columns(columns, "classes" not in wrong)
+        odd = odd_columns(columns, "classes" not in wrong)
         odd += [
             name
-            for name, reader in self._layers.items()
+            for name, (reader, *_) in self._layers.items()
             if len(reader) != rows or reader.data.dtype != self.spec.dtype
         ]
         if odd or set(self._layers) != set(self.spec.layers):
@@ -201,8 +205,13 @@ class FeatureCache:
 
     @property
     def layers(self) -> dict[str, tuple[int, ...]]:
-        """Layer name to the shape of one row."""
-        return {name: self._layers[name].data.shape[1:] for name in self.spec.layers}
+        """Layer name to the shape of one row, in one view."""
+        return {name: self._layers[name][0].shape for name in self.spec.layers}
+
+    @property
+    def views(self) -> int:
+        """Views of each image; 1 if there is only the plain one, which is always view 0."""
+        return self.spec.view_count
 
     @property
     def ok(self) -> np.ndarray:
@@ -240,7 +249,12 @@ class FeatureCache:
             return within[-1]
         return name
 
-    def features(self, layer: str | None = None, rows: np.ndarray | None = None) -> np.ndarray:
+    def features(
+        self,
+        layer: str | None = None,
+        rows: np.ndarray | None = None,
+        view: int | None = 0,
+    ) -> np.ndarray:
         """Features of one layer, as stored and checked; rows without features are NaN.
 
         Parameters
@@ -249,17 +263,28 @@ class FeatureCache:
             May be left out if there is only one.
         rows : int or bool array
             Row numbers in any order, or a mask; all rows if left out.
+        view : int or None
+            The plain one if left out; None for all.
 
         Returns
         -------
-        float16 or float32 array, shape (rows, ...)
+        float16 or float32 array, shape (rows, ...); of all views (rows, views, ...)
 
         Raises
         ------
         CacheDamagedError
             If a row does not match its checksum.
         """
-        reader = self._layers[self.layer(layer)]
+        readers = self._layers[self.layer(layer)]
+        if view is None:
+            first = self.features(layer, rows)
+            result = np.empty((len(first), len(readers), *first.shape[1:]), first.dtype)
+            for number in range(len(readers)):
+                result[:, number] = self.features(layer, rows, number) if number else first
+            return result
+        if not 0 <= view < len(readers):
+            raise IndexError(f"view {view} of {len(readers)}")
+        reader = readers[view]
         if rows is None:
             return reader.read()
         rows = np.asarray(rows)
@@ -274,13 +299,15 @@ class FeatureCache:
     def blocks(
         self, layer: str | None = None, size: int = 4096
     ) -> Iterator[tuple[int, np.ndarray]]:
-        """Yield ``(first row, features)`` for consecutive blocks of at most `size` rows."""
+        """Yield ``(first row, plain features)`` for consecutive blocks of at most `size` rows."""
         for start in range(0, len(self), size):
             yield start, self.features(layer, np.arange(start, min(start + size, len(self))))
 
     def inspect(self, layer: str | None = None) -> Damage:
         """What is wrong with a layer; reads all of it, as featpipe and as other readers do."""
-        return self._layers[self.layer(layer)].inspect()
+        found = [reader.inspect() for reader in self._layers[self.layer(layer)]]
+        rows = np.unique(np.concatenate([damage.rows for damage in found]))
+        return Damage(rows, any(damage.outside for damage in found))
 
     def to_dataframe(self) -> "pandas.DataFrame":
         """The table: id, label, split and group where there are, status, reason, digest.
@@ -315,7 +342,7 @@ class FeatureCache:
         return found
 
     def dataset(self, layer: str | None = None, rows: np.ndarray | None = None) -> "FeatureDataset":
-        """A torch ``Dataset`` of ``(features, label)``, for loaders with or without workers.
+        """A torch ``Dataset`` of ``(plain features, label)``, for loaders with or without workers.
 
         Parameters
         ----------
@@ -345,34 +372,6 @@ def _read_json(text: str) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise ValueError(f"{text[:40]} in place of a JSON object")
     return values
-
-
-def _odd_columns(columns: dict[str, np.ndarray], classes_known: bool) -> list[str]:
-    """Columns with another type or length than they must have, or values that mean nothing."""
-    rows, classes = len(columns["status"]), columns.get("classes", text_column([]))
-    right: dict[str, tuple[type, tuple[int, ...]]] = {
-        "status": (np.uint8, (rows,)),
-        "digests": (np.uint8, (rows, DIGEST_BYTES)),
-        "labels": (np.int64, (rows,)),
-        "classes": (np.object_, classes.shape),
-        **dict.fromkeys(("ids", "reasons", "splits", "groups"), (np.object_, (rows,))),
-    }
-    odd = {
-        name
-        for name, (kind, shape) in right.items()
-        if name in columns and (columns[name].dtype != kind or columns[name].shape != shape)
-    }
-    means: dict[str, tuple[int, int]] = {"status": (0, max(Status))}
-    if classes_known:
-        means["labels"] = (UNLABELLED, len(classes) - 1)
-    odd |= {
-        name
-        for name, (least, most) in means.items()
-        if name in columns and ((columns[name] < least) | (columns[name] > most)).any()
-    }
-    if len(set(classes.tolist())) != len(classes):
-        odd.add("classes")
-    return sorted(odd)
 
 
 def parts_folder(path: Path) -> Path:

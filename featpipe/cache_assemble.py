@@ -119,7 +119,7 @@ def write_cache(
     file_name : Path
     spec : Spec
     shapes : dict
-        Layer name to the shape of one row.
+        Layer name to the shape of one row; its first axis are the views, where there are several.
     columns : dict
         As `table_columns` makes them.
     read : callable
@@ -164,7 +164,7 @@ def _write(
         with h5py.File(target, "w", libver=LIBVER) as file:
             for layer, shape in shapes.items():
                 dtype, rows = np.dtype(spec.dtype), len(columns["ids"])
-                writer = LayerWriter(file, layer, (rows, *shape), dtype)
+                writer = LayerWriter(file, layer, (rows, *shape), dtype, spec.view_count)
                 chunk_bytes = writer.chunk * int(np.prod(shape)) * dtype.itemsize
                 chunks = max(1, BLOCK_BYTES // max(1, chunk_bytes))
                 spans = list(blocks(rows, chunks * writer.chunk))
@@ -177,7 +177,8 @@ def _write(
             file.attrs["conditions"] = as_attribute(json.dumps(conditions))
             file.attrs["spec"] = as_attribute(json.dumps(spec.to_dict()))
             file.attrs["digest_algorithm"] = as_attribute(ALGORITHM)
-            file.attrs["format_version"] = FORMAT_VERSION
+            # Without views the file is as it always was, and read by every featpipe.
+            file.attrs["format_version"] = FORMAT_VERSION if spec.views else 1
             file.attrs["format"] = as_attribute(FORMAT)
             write_columns(file, columns)
         target.check()

@@ -12,9 +12,9 @@ from typing import Any
 import h5py
 import numpy as np
 
-from featpipe.checksums import digest_column
+from featpipe.checksums import DIGEST_BYTES, digest_column
 from featpipe.errors import CacheDamagedError
-from featpipe.table import text_column
+from featpipe.table import UNLABELLED, Status, text_column
 
 LIBVER = ("v110", "v110")  # the first whose own structures carry checksums
 PLAIN = "iufS"  # kinds of numpy; anything else lies in heaps without checksums, or is never written
@@ -129,6 +129,34 @@ def read_columns(file: h5py.File) -> tuple[dict[str, np.ndarray], dict[str, str]
         if isinstance(file[name], h5py.Dataset) and name not in proofs:
             wrong[name] = "has no checksum"
     return columns, wrong
+
+
+def odd_columns(columns: dict[str, np.ndarray], classes_known: bool) -> list[str]:
+    """Columns with another type or length than they must have, or values that mean nothing."""
+    rows, classes = len(columns["status"]), columns.get("classes", text_column([]))
+    right: dict[str, tuple[type, tuple[int, ...]]] = {
+        "status": (np.uint8, (rows,)),
+        "digests": (np.uint8, (rows, DIGEST_BYTES)),
+        "labels": (np.int64, (rows,)),
+        "classes": (np.object_, classes.shape),
+        **dict.fromkeys(("ids", "reasons", "splits", "groups"), (np.object_, (rows,))),
+    }
+    odd = {
+        name
+        for name, (kind, shape) in right.items()
+        if name in columns and (columns[name].dtype != kind or columns[name].shape != shape)
+    }
+    means: dict[str, tuple[int, int]] = {"status": (0, max(Status))}
+    if classes_known:
+        means["labels"] = (UNLABELLED, len(classes) - 1)
+    odd |= {
+        name
+        for name, (least, most) in means.items()
+        if name in columns and ((columns[name] < least) | (columns[name] > most)).any()
+    }
+    if len(set(classes.tolist())) != len(classes):
+        odd.add("classes")
+    return sorted(odd)
 
 
 def _read_column(data: h5py.Dataset) -> np.ndarray:

@@ -28,19 +28,31 @@ SEVERAL_THREADS = 32 << 20  # bytes from which reading in threads is worth start
 
 
 class LayerWriter:
-    """Writes one layer's rows in order, in checksummed chunks of about 1 MiB of whole rows."""
+    """Writes one layer's rows in order, in checksummed chunks of about 1 MiB of whole rows.
+
+    With several views, which are then the second axis of `shape`, a chunk holds rows of one of
+    them: to read the plain view of all images is to read no other.
+    """
 
     def __init__(
-        self, file: h5py.File, layer: str, shape: tuple[int, ...], dtype: np.dtype[Any]
+        self,
+        file: h5py.File,
+        layer: str,
+        shape: tuple[int, ...],
+        dtype: np.dtype[Any],
+        views: int = 1,
     ) -> None:
-        row = int(np.prod(shape[1:])) * dtype.itemsize
+        self._views = views
+        lead = (1,) if views > 1 else ()
+        inside = (*lead, *shape[1 + len(lead) :])
+        row = int(np.prod(inside)) * dtype.itemsize
         chunks = -(-shape[0] // max(1, CHUNK_BYTES // max(row, 1)))
         self.chunk = max(1, -(-shape[0] // max(1, chunks)))  # of one size, with little padding
         self._file, self._layer = file, layer
         self._data = file.require_group(FEATURES).create_dataset(
-            layer, shape, dtype, chunks=(self.chunk, *shape[1:]), fletcher32=True
+            layer, shape, dtype, chunks=(self.chunk, *inside), fletcher32=True
         )
-        self._chunk_sums: list[int] = []
+        self._chunk_sums: list[list[int]] = []
         self._row_sums: list[np.ndarray] = []
         self._at = 0
 
@@ -49,15 +61,19 @@ class LayerWriter:
         rows = np.ascontiguousarray(rows)
         self._data[self._at : self._at + len(rows)] = rows
         self._at += len(rows)
+        several = self._views > 1
+        each = [np.ascontiguousarray(rows[:, v]) for v in range(self._views)] if several else [rows]
         for start in range(0, len(rows), self.chunk):
-            self._chunk_sums.append(checksum(rows[start : start + self.chunk]))
-        self._row_sums.append(checksum_each(rows))
+            self._chunk_sums.append([checksum(view[start : start + self.chunk]) for view in each])
+        self._row_sums.append(np.stack([checksum_each(view) for view in each], axis=1))
 
     def close(self) -> None:
         """Write the checksums."""
-        sums = np.array(self._chunk_sums, np.uint64)
+        shape = (-1, self._views) if self._views > 1 else (-1,)
+        sums = np.array(self._chunk_sums, np.uint64).reshape(shape)
         self._file.require_group(CHUNK_SUMS).create_dataset(self._layer, data=sums)
-        each = np.concatenate([np.zeros(0, np.uint64), *self._row_sums])
+        none = np.zeros((0, self._views), np.uint64)
+        each = np.concatenate([none, *self._row_sums]).reshape(shape)
         self._file.require_group(ROW_SUMS).create_dataset(self._layer, data=each)
 
 
@@ -122,7 +138,7 @@ class Bytes:
 
 @dataclass(frozen=True, eq=False)
 class LayerReader:
-    """Reads one layer's rows, all of them checked.
+    """Reads one layer's rows, or those of one of several views, all of them checked.
 
     Attributes
     ----------
@@ -130,35 +146,60 @@ class LayerReader:
     content : Bytes
     chunk_sums, row_sums : uint64 arrays, or None
         None where a checksum itself is damaged; one of them is enough.
+    view : int or None
+        None where there is but one, and no axis for it.
     """
 
     data: h5py.Dataset
     content: Bytes
     chunk_sums: np.ndarray | None
     row_sums: np.ndarray | None
+    view: int | None = None
 
     @classmethod
     def of(
         cls, file: h5py.File, layer: str, columns: dict[str, np.ndarray], content: Bytes
     ) -> "LayerReader":
         """The reader of a layer, whose checksums are among the file's columns."""
-        data = file[FEATURES][layer]
+        (reader,) = cls.of_views(file, layer, columns, content, 1)
+        return reader
+
+    @classmethod
+    def of_views(
+        cls, file: h5py.File, layer: str, columns: dict[str, np.ndarray], content: Bytes, views: int
+    ) -> list["LayerReader"]:
+        """A reader for each of a layer's views."""
+        data, several = file[FEATURES][layer], views > 1
         chunk, row = columns.get(f"{CHUNK_SUMS}/{layer}"), columns.get(f"{ROW_SUMS}/{layer}")
         shape, chunks = data.shape, data.chunks
+        if several and shape[1:2] != (views,):
+            raise CacheDamagedError(f"{data.name} has the shape {shape}, not {views} views a row.")
+        inside = (1, *shape[2:]) if several else shape[1:]
         # A chunk larger than all rows would claim memory that nothing in the file accounts for.
-        whole = chunks and chunks[1:] == shape[1:] and chunks[0] <= max(1, shape[0])
+        whole = chunks and chunks[1:] == inside and chunks[0] <= max(1, shape[0])
         if data.dtype not in DTYPES or not whole:
             raise CacheDamagedError(f"{data.name} has {data.dtype} in chunks of {data.chunks}.")
         filters = data.id.get_create_plist()
         kinds = [filters.get_filter(i)[0] for i in range(filters.get_nfilters())]
-        reader = cls(data, content, chunk, row)
-        proofs = [(chunk, reader.chunks), (row, len(reader))]
+        each = (views,) if several else ()
+        proofs = [(chunk, -(-shape[0] // chunks[0])), (row, shape[0])]
         fits = [
-            sums.shape == (n,) and sums.dtype == np.uint64 for sums, n in proofs if sums is not None
+            sums.shape == (n, *each) and sums.dtype == np.uint64
+            for sums, n in proofs
+            if sums is not None
         ]
         if kinds != [FLETCHER32] or not fits or not all(fits):
             raise CacheDamagedError(f"{data.name} is not covered by checksums.")
-        return reader
+        if not several:
+            return [cls(data, content, chunk, row)]
+
+        def of_view(sums: np.ndarray | None, view: int) -> np.ndarray | None:
+            return None if sums is None else np.ascontiguousarray(sums[:, view])
+
+        return [
+            cls(data, content, of_view(chunk, view), of_view(row, view), view)
+            for view in range(views)
+        ]
 
     def __len__(self) -> int:
         return int(self.data.shape[0])
@@ -173,9 +214,15 @@ class LayerReader:
         """Number of chunks."""
         return -(-len(self) // self.chunk)
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of one row, in one view."""
+        shape: tuple[int, ...] = self.data.shape
+        return shape[1:] if self.view is None else shape[2:]
+
     @cached_property
     def _row_bytes(self) -> int:
-        return int(np.prod(self.data.shape[1:])) * int(self.data.dtype.itemsize)
+        return int(np.prod(self.shape)) * int(self.data.dtype.itemsize)
 
     @cached_property
     def _offsets(self) -> np.ndarray:
@@ -184,7 +231,8 @@ class LayerReader:
         size = self.chunk * self._row_bytes + FLETCHER32_BYTES
 
         def note(info: Any) -> None:
-            if info.size == size and info.filter_mask == 0:
+            mine = self.view is None or info.chunk_offset[1] == self.view
+            if mine and info.size == size and info.filter_mask == 0:
                 offsets[info.chunk_offset[0] // self.chunk] = info.byte_offset
 
         try:
@@ -203,7 +251,7 @@ class LayerReader:
         """
         if rows is None:
             return self._read_all()
-        result = np.empty((len(rows), *self.data.shape[1:]), self.data.dtype)
+        result = np.empty((len(rows), *self.shape), self.data.dtype)
         flat = self._flat(result)
         order = np.argsort(rows, kind="stable")
         chunks = rows[order] // self.chunk
@@ -234,7 +282,7 @@ class LayerReader:
                 raise self._damaged(np.array([first + row]))
 
     def _read_all(self) -> np.ndarray:
-        result = np.empty(self.data.shape, self.data.dtype)
+        result = np.empty((len(self), *self.shape), self.data.dtype)
         flat = self._flat(result)
 
         def read(numbers: range) -> None:
@@ -260,7 +308,8 @@ class LayerReader:
             bad.append(first + np.flatnonzero(~good))
             if good.all():
                 try:
-                    self.data[first : first + self.chunk]
+                    some = slice(first, first + self.chunk)
+                    self.data[some if self.view is None else (some, self.view)]
                 except OSError:
                     outside = True
         return Damage(np.concatenate(bad), outside)

@@ -1,5 +1,6 @@
 """Where rows that were computed once are to be found: by the digest of their image's bytes."""
 
+import functools
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -30,7 +31,7 @@ class Origin:
         Which rows may be taken.
     status, reasons : arrays
     read : callable
-        ``read(layer, rows)`` gives features.
+        ``read(layer, rows)`` gives features, of all views where there are several.
     """
 
     keys: np.ndarray
@@ -53,7 +54,10 @@ class Origin:
             usable &= cache.ok
         for found in damage:
             usable[found.rows] = False
-        return cls(digest_keys(cache.digests), usable, cache.status, cache.reasons, cache.features)
+        read = cache.features
+        if cache.views > 1:
+            read = functools.partial(cache.features, view=None)
+        return cls(digest_keys(cache.digests), usable, cache.status, cache.reasons, read)
 
 
 class Stock:

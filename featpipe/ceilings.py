@@ -42,7 +42,7 @@ def measure_ceilings(
     together = extractor.batch_size if load.whole else IMAGES
     some = [int(item) for item in items[:: max(1, len(items) // together)]]
     decode = rate(lambda: load(some), workers, len(some), seconds, warm=True)
-    alone = forward_rate(extractor, seconds, warm=True)
+    alone = forward_rate(extractor, seconds, warm=True) / extractor.spec.view_count
     return Ceilings(decode, alone, shared=forward.device == "cpu")
 
 

@@ -21,21 +21,14 @@ from featpipe.extract import Progress
 from featpipe.extractor import Extractor, rebuild
 from featpipe.heads import Head, make_head
 from featpipe.images import ImageSource
-from featpipe.loading import ImageLoader
 from featpipe.registry import load_plugin
 from featpipe.settings import ExtractSettings
 from featpipe.spec import Spec
 from featpipe.table import UNLABELLED, ImageTable, Status
+from featpipe.viewing import Viewing
 
 FORMAT = "featpipe-classifier"
 FORMAT_VERSION = "1"
-
-
-def _check_sizes(n_features: Any, state: dict[str, np.ndarray]) -> None:
-    """Raise ValueError if a head of such arrays cannot have so many features."""
-    most = max((array.size for array in state.values()), default=0)
-    if type(n_features) is not int or not 1 <= n_features <= most:
-        raise ValueError(f"n_features is {n_features!r}, its largest array has {most} values")
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,7 +61,7 @@ class Classifier:
     Attributes
     ----------
     spec : Spec
-        Of the features it was trained on.
+        Of the features it takes: of several views if it averages over them.
     layer : str
     head_name : str
     head : Head
@@ -120,13 +113,22 @@ class Classifier:
             save_file(self.head.state(), temporary, metadata)
 
     @classmethod
-    def load(cls, path: str | Path) -> "Classifier":
+    def load(cls, path: str | Path, trust_code: bool = False) -> "Classifier":
         """Read what `save` wrote.
+
+        Parameters
+        ----------
+        path : str or Path
+        trust_code : bool
+            Import and run the network's code, where the file names a ``python:`` backbone and
+            its head is a part of that network. The file itself cannot ask for it.
 
         Raises
         ------
         ClassifierError
             If there is no such file, or it is none of featpipe's.
+        BackboneError
+            If it needs code of the user's own that is not said to be trusted.
         """
         path = Path(path)
         if not path.is_file():
@@ -149,8 +151,12 @@ class Classifier:
             )
         try:
             described, result = json.loads(metadata["head"]), json.loads(metadata["result"])
-            _check_sizes(described["n_features"], state)
-            head = make_head(described["name"], described["params"]).restore(
+            params = described["params"]
+            if "trust_code" in params:
+                params["trust_code"] = trust_code
+            made_head = make_head(described["name"], params)
+            made_head.check_width(described["n_features"], state)
+            head = made_head.restore(
                 state,
                 np.array(described["classes"]),
                 described["n_features"],
@@ -205,10 +211,17 @@ class Classifier:
                 raise ValueError("its scores contradict each other")
 
     def predict_features(self, features: np.ndarray) -> np.ndarray:
-        """Calibrated probabilities, shape (n, classes), of features, shape (n, ...)."""
+        """Calibrated probabilities, shape (n, classes), of features, shape (n, ...).
+
+        A classifier of several views averages over those of each image, shape (n, views, ...);
+        it takes features of single views as well.
+        """
+        width, count = self.head.n_features_in_, self.spec.view_count
         flat = features.reshape(len(features), -1).astype(np.float32, copy=False)
+        viewing = Viewing(1, count if flat.shape[1] == count * width else 1)
         proba = np.zeros((len(features), len(self.classes)))
-        proba[:, self.head.classes_] = self.head.predict_proba(flat)
+        said = self.head.predict_proba(flat.reshape(-1, flat.shape[1] // viewing.scored))
+        proba[:, self.head.classes_] = viewing.mean(said)
         return apply_temperature(proba, self.temperature, self.multilabel)
 
     def predict(
@@ -236,10 +249,7 @@ class Classifier:
         """
         asked = settings or ExtractSettings()
         extractor = self._extractor(asked, backbone)
-        preprocessing, size = extractor.backbone.preprocessing, extractor.batch_size
-        table = images.table
-
-        load = ImageLoader(images, preprocessing, extractor.decoder)
+        size, table, load = extractor.batch_size, images.table, extractor.loader(images)
         batches = (
             list(range(start, min(start + size, len(images))))
             for start in range(0, len(images), size)
@@ -247,7 +257,7 @@ class Classifier:
         workers = asked.workers or available_cores()
         engine = load_plugin("engines", "local")
         with extractor.forward as forward:
-            results = engine.run(batches, load, forward, workers, forward.lanes)
+            results = engine.run(batches, load, extractor.features, workers, forward.lanes)
             with closing(results):
                 for batch in results:
                     yield from self._predictions(batch, table)

@@ -8,18 +8,14 @@ import numpy as np
 from featpipe.cache import FeatureCache
 from featpipe.device import memory_bytes
 from featpipe.errors import HeadError
-from featpipe.heads import Head, scales
+from featpipe.heads import Head
 from featpipe.settings import TrainSettings
-from featpipe.streamed import StreamedRows, moments_of
+from featpipe.streamed import StreamedRows, moments_of, scales
 from featpipe.targets import Targets
-from featpipe.tasks import Outcome, Task
+from featpipe.tasks import Outcome, Task, every_view
+from featpipe.viewing import Viewing, features_of, items_of
 
 PARTS = 64  # in which rows are standardised: none is long a copy
-
-
-def features_of(cache: FeatureCache, layer: str, rows: np.ndarray) -> np.ndarray:
-    """Features of some rows of the table, float32, shape (rows, values of the layer)."""
-    return cache.features(layer, rows).reshape(len(rows), -1).astype(np.float32, copy=False)
 
 
 def most_bytes(settings: TrainSettings) -> int:
@@ -30,25 +26,31 @@ def most_bytes(settings: TrainSettings) -> int:
 def streamed(
     cache: FeatureCache, layer: str, rows: np.ndarray, settings: TrainSettings, head: Head
 ) -> StreamedRows | None:
-    """Rows that are read block by block; None if memory holds them.
+    """Items of rows that are read block by block; None if memory holds them.
 
     Raises
     ------
     HeadError
         If memory does not hold them, and the head needs that.
     """
-    width = int(np.prod(cache.layers[layer]))
-    needed, allowed = 4 * len(rows) * width, most_bytes(settings)
+    width, held = int(np.prod(cache.layers[layer])), Viewing.of(cache, settings).held
+    dtype = np.float16 if head.halves and cache.spec.dtype == "float16" else np.float32
+    needed = np.dtype(dtype).itemsize * len(rows) * held * width
+    allowed = most_bytes(settings)
     if needed <= allowed:
         return None
     if not head.streams:
         raise HeadError(
-            f"{len(rows)} rows of {width} features take {needed / 2**30:.2f} GiB, more than the "
-            f"{allowed / 2**30:.2f} that features may take. linear, mlp and logistic read them "
-            "block by block; this head needs a higher --memory, or a layer that is pooled."
+            f"{len(rows) * held} rows of {width} features take {needed / 2**30:.2f} GiB, more than "
+            f"the {allowed / 2**30:.2f} that features may take. linear, mlp, logistic and tail "
+            "read them block by block; this head needs a higher --memory, or a layer that is "
+            "pooled" + (", or --views plain without --tta." if held > 1 else ".")
         )
     return StreamedRows(
-        lambda some: features_of(cache, layer, rows[some]), (len(rows), width), allowed
+        lambda some: items_of(cache, layer, rows, some, held, head.halves),
+        (len(rows) * held, width),
+        allowed,
+        dtype=dtype,
     )
 
 
@@ -67,7 +69,7 @@ class SharedRows:
         scikit-learn's LogisticRegressionCV; labels are not.
     targets : Targets
     settings : TrainSettings
-        ``memory`` is used.
+        ``memory``, ``views`` and ``tta`` are used.
     head : Head
         One of those to be fitted.
     """
@@ -83,19 +85,22 @@ class SharedRows:
         head: Head,
     ) -> None:
         self._rows, self._targets = rows, targets
-        self._cache, self._layer = cache, layer
-        stream = streamed(cache, layer, rows, settings, head)
-        self._X: np.ndarray | StreamedRows = stream or features_of(cache, layer, rows)
-        self._pool = np.searchsorted(rows, pool)
+        self._cache, self._layer, self._halves = cache, layer, head.halves
+        self._viewing = Viewing.of(cache, settings)
+        self._X: np.ndarray | StreamedRows = (
+            streamed(cache, layer, rows, settings, head) or self._read()
+        )
+        first = np.searchsorted(rows, pool) * self._viewing.held
+        self._pool = every_view(first, self._viewing.trained)
         self._standard = False
 
     def run(self, heads: Sequence[Head], tasks: Sequence[Task]) -> Iterator[Outcome]:
         """Fit heads of one class on tasks of table rows; see `Head.cross_fit`."""
-        positions = [
-            Task(*(np.searchsorted(self._rows, part) for part in (t.train, t.select, t.scored)))
-            for t in tasks
-        ]
-        targets = self._targets.values[self._rows]
+        viewing = self._viewing
+        positions = [viewing.task(self._places(task)) for task in tasks]
+        targets = np.repeat(self._targets.values[self._rows], viewing.held, axis=0)
+        shape = self._cache.layers[self._layer]
+        heads = [head.on(self._cache.spec, self._layer, shape) for head in heads]
         for standard in (False, True):
             numbers = [
                 number
@@ -108,11 +113,21 @@ class SharedRows:
             some = [heads[number] for number in numbers]
             classes = len(self._targets.classes)
             for outcome in type(some[0]).cross_fit(some, X, targets, classes, positions):
-                yield replace(outcome, head=numbers[outcome.head])
+                proba = None if outcome.proba is None else viewing.mean(outcome.proba)
+                yield replace(outcome, head=numbers[outcome.head], proba=proba)
+
+    def _places(self, task: Task) -> Task:
+        """A task of rows of the table as one of the rows that are shared."""
+        parts = (task.train, task.select, task.scored)
+        train, select, scored = (np.searchsorted(self._rows, part) for part in parts)
+        return Task(train, select, scored)
+
+    def _read(self) -> np.ndarray:
+        return features_of(self._cache, self._layer, self._rows, self._viewing.held, self._halves)
 
     def _as_they_are(self) -> np.ndarray | StreamedRows:
         if self._standard and isinstance(self._X, np.ndarray):
-            self._X, self._standard = features_of(self._cache, self._layer, self._rows), False
+            self._X, self._standard = self._read(), False
         return self._X
 
     def _standardised(self) -> np.ndarray | StreamedRows:

@@ -47,6 +47,9 @@ class Preprocessing:
         Whether shrinking averages over all pixels; OpenCV's plain resize does not.
     exif : bool
         Whether a picture is turned as its EXIF orientation says, as viewers do.
+    reshaped : bool
+        Whether height x width x channel values are read as if they lay channel by channel, which
+        scrambles every picture: a mistake that others have published, and recipes reproduce.
     """
 
     resize: int | tuple[int, int] | None = 256
@@ -56,6 +59,7 @@ class Preprocessing:
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
     antialias: bool = True
     exif: bool = True
+    reshaped: bool = False
 
     def at(self, input_size: int | None) -> "Preprocessing":
         """The same for another input size, in pixels; the resize keeps its proportion."""
@@ -73,6 +77,7 @@ class Preprocessing:
         size = f"{self.resize}" if isinstance(self.resize, int) else f"{self.resize or 'none'}"
         smooth = "antialias" if self.antialias else "no antialias"
         turned = "" if self.exif else ", EXIF orientation ignored"
+        turned += ", RESHAPED WITHOUT TRANSPOSING" if self.reshaped else ""
         return (
             f"resize {size} ({self.interpolation}, {smooth}), centre crop {self.crop[0]} x "
             f"{self.crop[1]}, mean {_three(self.mean)}, std {_three(self.std)}{turned}"
@@ -80,7 +85,10 @@ class Preprocessing:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
-        return {key: list(v) if isinstance(v, tuple) else v for key, v in asdict(self).items()}
+        values = asdict(self)
+        if not self.reshaped:  # files from before it could be said hold the same features
+            del values["reshaped"]
+        return {key: list(v) if isinstance(v, tuple) else v for key, v in values.items()}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "Preprocessing":

@@ -94,14 +94,17 @@ class Descent:
 
     def build_optimizer(self, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
         """The optimizer for some parameters."""
+        # One pass over the weights: a step of millions of them takes a third of the time.
+        fused = all(parameter.device.type in ("cpu", "cuda") for parameter in parameters)
+        decay = self.weight_decay
         if self.optimizer == "sgd":
             return torch.optim.SGD(
-                parameters, self.lr, momentum=self.momentum, weight_decay=self.weight_decay
+                parameters, self.lr, momentum=self.momentum, weight_decay=decay, fused=fused
             )
         if self.optimizer == "adam":
-            return torch.optim.Adam(parameters, self.lr, weight_decay=self.weight_decay)
+            return torch.optim.Adam(parameters, self.lr, weight_decay=decay, fused=fused)
         if self.optimizer == "adamw":
-            return torch.optim.AdamW(parameters, self.lr, weight_decay=self.weight_decay)
+            return torch.optim.AdamW(parameters, self.lr, weight_decay=decay, fused=fused)
         raise HeadError(f"There is no optimizer {self.optimizer!r}; use adam, adamw or sgd.")
 
 
@@ -323,7 +326,8 @@ class _Run:
             if tensor is not None:
                 plain = tensor.detach().cpu().contiguous().flatten()
                 digest.update(f"{plain.dtype} {tuple(tensor.shape)}".encode())
-                digest.update(plain.view(torch.uint8).numpy().data)
+                if len(plain):  # torch knows no bytes of nothing
+                    digest.update(plain.view(torch.uint8).numpy().data)
         return digest.hexdigest()
 
 

@@ -24,7 +24,7 @@ from featpipe.errors import DecodeError, FeatpipeError
 from featpipe.extractor import Extractor, prepare
 from featpipe.fidelity import Fidelity
 from featpipe.images import ImageSource, open_images
-from featpipe.loading import ImageLoader, scan
+from featpipe.loading import scan
 from featpipe.registry import load_plugin
 from featpipe.settings import ExtractSettings, ImageSettings
 from featpipe.table import Status
@@ -60,6 +60,8 @@ def extract_features(
     out : str or Path
         The HDF5 file to make.
     settings : ExtractSettings
+        With ``views`` and ``augment`` each image has several views, see `featpipe.augment`. The
+        same bytes and seed have the same views, whatever the workers, order and batches.
     image_settings : ImageSettings
         For manifests.
     on_progress : callable
@@ -92,7 +94,7 @@ def extract_features(
         if builder.precedent is None:  # nothing there decides in what precision to go on
             extractor, measured = choose(extractor, source)
         builder.begin(
-            extractor.spec, extractor.shapes, extractor.batch_size, extractor.execution.runtime
+            extractor.spec, extractor.stored, extractor.batch_size, extractor.execution.runtime
         )
         digests, status, reasons = scan(source, workers)
         if settings.on_error == "raise":
@@ -139,16 +141,16 @@ def _compute(
 ) -> None:
     """Fill the builder; whatever stops this, what was computed is kept."""
     rows = builder.rows_of_work()
-    preprocessing = extractor.backbone.preprocessing
-
-    load = ImageLoader(source, preprocessing, extractor.decoder, rows, builder.work)
+    load = extractor.loader(source, rows, builder.work)
     engine = load_plugin("engines", "local")
     done = 0
     with contextlib.ExitStack() as stack:
         forward = stack.enter_context(extractor.forward)
         # One thread writes while the next batches are in the network.
         writer = stack.enter_context(ThreadPoolExecutor(1, thread_name_prefix="featpipe-write"))
-        results = engine.run(builder.batches(), load, forward, workers, forward.lanes, meter)
+        results = engine.run(
+            builder.batches(), load, extractor.features, workers, forward.lanes, meter
+        )
         stack.enter_context(contextlib.closing(results))
         writing: deque[Future[None]] = deque()
         try:

@@ -9,25 +9,29 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 
-from torch import nn
+import numpy as np
 
 from featpipe import decode_cuda
+from featpipe.augment import Views, make_views
 from featpipe.backbones import Backbone, choose_pool, load_backbone, parse_backbone
 from featpipe.cache_stock import Precedent
 from featpipe.decode import EXACT, Decoder, Preprocessing
 from featpipe.decode_fast import FAST
 from featpipe.device import choose_device, precisions
 from featpipe.errors import BackboneError, LayerError, RuntimeUnavailableError, WeightsError
-from featpipe.layers import Shape, needed_tensors, pooled_shape, structure_of
+from featpipe.images import ImageSource
+from featpipe.layers import Shape, pooled_shape
+from featpipe.loading import ImageLoader
 from featpipe.network import Network, PooledLayer
 from featpipe.registry import load_plugin
-from featpipe.runtimes import ForwardPass, fastest
+from featpipe.runtimes import ForwardPass, fastest, of_views
 from featpipe.runtimes.torch import fitting_batch
 from featpipe.settings import ExtractSettings
 from featpipe.spec import Spec
-from featpipe.weights import digest_weights
 
 log = logging.getLogger(__name__)
+
+IN_NETWORK = ("crop", "mean", "std", "reshaped")  # of the preprocessing, what the network does
 
 
 @dataclass(frozen=True)
@@ -55,6 +59,10 @@ class Extractor:
     ----------
     others : tuple of Execution
         What else the settings allow, should this one fail or not be true enough.
+    shapes : dict
+        Layer to the shape of one view's features.
+    views : Views or None
+        None where only the plain view is computed.
     """
 
     backbone: Backbone
@@ -65,6 +73,27 @@ class Extractor:
     shapes: dict[str, Shape]
     spec: Spec
     batch_size: int
+    views: Views | None = None
+
+    @property
+    def stored(self) -> dict[str, Shape]:
+        """Layer to the shape of one row in a cache."""
+        lead = () if self.views is None else (self.views.count,)
+        return {layer: (*lead, *shape) for layer, shape in self.shapes.items()}
+
+    def loader(
+        self,
+        source: ImageSource,
+        rows: np.ndarray | None = None,
+        digests: np.ndarray | None = None,
+    ) -> ImageLoader:
+        """What reads and decodes images of a source, all their views; see `ImageLoader`."""
+        how = self.backbone.preprocessing
+        return ImageLoader(source, how, self.decoder, rows, digests, self.views)
+
+    def features(self, pixels: np.ndarray) -> dict[str, np.ndarray]:
+        """Features of a batch as its loader gives it, float32, shape (batch, *stored)."""
+        return self.forward(pixels) if self.views is None else of_views(self.forward, pixels)
 
     @property
     def decoder(self) -> Decoder:
@@ -101,6 +130,9 @@ def prepare(
         If the runtime, precision or decoder asked for is not to be had here.
     """
     loaded = load_backbone(backbone, settings.weights, settings.seed, settings.input_size)
+    views = None
+    if settings.views > 1:
+        views = make_views(settings.augment, settings.views, settings.seed, loaded.preprocessing)
     _say_what_is_missing(loaded)
     graph = loaded.layers()
     names = [graph.resolve(name) for name in settings.layer] or [graph.default]
@@ -115,13 +147,14 @@ def prepare(
         backbone=f"{loaded.source}:{loaded.name}",
         weights=loaded.weights,
         seed=loaded.seed,
-        weights_digests={name: _digest(loaded, loaded.cut(graph, [name])) for name in names},
+        weights_digests={name: loaded.digest(loaded.cut(graph, [name])) for name in names},
         random_weights=loaded.random,
         layers={layer.name: layer.pool for layer in layers},
         preprocessing=loaded.preprocessing.to_dict(),
         decoder="",
         precision="",
         dtype=settings.dtype,
+        views={} if views is None else views.to_dict(),
     )
     network = Network(cut, layers, loaded.preprocessing, _identity(spec, layers))
     device = choose_device(settings.device)
@@ -130,7 +163,7 @@ def prepare(
     batch_size = begun or settings.batch_size or _batch_size(network, device, first)
     shapes = {layer.name: pooled_shape(layer.pool, layer.shape) for layer in layers}
     forward = load_plugin("runtimes", "torch").Runtime(network, device, "float32", batch_size)
-    reference = Extractor(loaded, network, REFERENCE, (), forward, shapes, spec, batch_size)
+    reference = Extractor(loaded, network, REFERENCE, (), forward, shapes, spec, batch_size, views)
     return reference.at(first, tuple(others))
 
 
@@ -249,11 +282,11 @@ def rebuild(
     pools = {spec.layers[name] for name in layers}
     if len(pools) != 1:
         raise LayerError(f"{', '.join(layers)} are not pooled alike.")
-    extractor = prepare(
-        replace(loaded, preprocessing=stored),
-        replace(settings, layer=tuple(layers), pool=pools.pop(), input_size=None),
-        Precedent(spec),
-    )
+    asked = replace(
+        settings, layer=tuple(layers), pool=pools.pop(), input_size=None, views=spec.view_count,
+        augment=spec.views.get("transforms", ""), seed=spec.views.get("seed", 0),
+    )  # fmt: skip
+    extractor = prepare(replace(loaded, preprocessing=stored), asked, Precedent(spec))
     wanted = replace(spec.only(layers), dtype=extractor.spec.dtype)
     if spec.decoder == decode_cuda.NAME and extractor.spec.decoder != spec.decoder:
         # What a GPU has made is to be used where there is none.
@@ -282,18 +315,12 @@ def _say_what_is_missing(loaded: Backbone) -> None:
         )
 
 
-def _digest(backbone: Backbone, cut: nn.Module) -> str:
-    # A name stands for one architecture, but for the user's own, whose code may change.
-    structure = structure_of(cut) if backbone.source == "python" else ""
-    return digest_weights(needed_tensors(cut), structure)
-
-
 def _identity(spec: Spec, layers: list[PooledLayer]) -> str:
     """Of the network from pixels to pooled features, whatever its precision."""
     decides = [
         spec.backbone,
         spec.weights_digests,
         [[layer.name, layer.pool, layer.shape] for layer in layers],
-        [spec.preprocessing[name] for name in ("crop", "mean", "std")],
+        [value for name, value in spec.preprocessing.items() if name in IN_NETWORK],
     ]
     return hashlib.blake2b(json.dumps(decides).encode(), digest_size=16).hexdigest()

@@ -26,14 +26,19 @@ def open_layers(model: nn.Module, sample: Tensor) -> "TracedLayers | HookedLayer
     two.
     """
     model.eval()
-    tracer = feature_extraction.NodePathTracer(
-        **feature_extraction._set_default_tracer_kwargs(None)
-    )
     try:
-        graph = tracer.trace(model)
+        tracer, graph = trace(model)
     except Exception:  # data-dependent control flow fails in as many ways as there are models
         return HookedLayers(model, sample)
     return TracedLayers(tracer, graph, sample)
+
+
+def trace(model: nn.Module) -> tuple[feature_extraction.NodePathTracer, fx.Graph]:
+    """The graph of a network in the mode it is in, and the tracer that knows its nodes' names."""
+    tracer = feature_extraction.NodePathTracer(
+        **feature_extraction._set_default_tracer_kwargs(None)
+    )
+    return tracer, tracer.trace(model)
 
 
 def _resolve(name: str, layers: dict[str, Shape]) -> str:
@@ -56,12 +61,15 @@ class TracedLayers:
         execution.
     default : str
         The penultimate features: what the last layer with parameters is given.
+    root, graph
+        The network, and the graph of it in eval mode.
     """
 
     def __init__(
         self, tracer: feature_extraction.NodePathTracer, graph: fx.Graph, sample: Tensor
     ) -> None:
-        self._root, self._graph = tracer.root, graph
+        self.root: nn.Module = tracer.root
+        self.graph = graph
         names = tracer.node_to_qualname
         module = fx.GraphModule(tracer.root, graph)
         try:
@@ -81,29 +89,33 @@ class TracedLayers:
         """The node a name stands for; a module's name means its last node."""
         return _resolve(name, self.shapes)
 
+    def node(self, name: str) -> fx.Node:
+        """The node of a layer's own name."""
+        return self._nodes[name]
+
     def cut(self, names: list[str]) -> nn.Module:
         """A module that returns the outputs of the named layers, in that order, and no more."""
         targets = [self._nodes[name] for name in names]
         needed = set(targets)
-        for node in reversed(self._graph.nodes):
+        for node in reversed(self.graph.nodes):
             if node in needed:
                 needed.update(node.all_input_nodes)
         graph = fx.Graph()
         copies: dict[fx.Node, fx.Node] = {}
         outputs: dict[fx.Node, fx.Node] = {}
-        for node in self._graph.nodes:
+        for node in self.graph.nodes:
             if node in needed:
                 copies[node] = graph.node_copy(node, copies.__getitem__)
             if node in targets:
                 # A later in-place operation (ReLU, +=) must not reach what is returned.
                 outputs[node] = graph.call_method("clone", (copies[node],))
         graph.output(tuple(outputs[node] for node in targets))
-        return fx.GraphModule(self._root, graph).eval()
+        return fx.GraphModule(self.root, graph).eval()
 
     def _penultimate(self) -> fx.Node:
         usable = set(self._nodes.values())
-        modules = dict(self._root.named_modules())
-        for node in reversed(self._graph.nodes):
+        modules = dict(self.root.named_modules())
+        for node in reversed(self.graph.nodes):
             if node.op != "call_module" or not _has_parameters(modules[str(node.target)]):
                 continue
             sources: list[fx.Node] = node.all_input_nodes

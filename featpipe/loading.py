@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from featpipe.augment import Views
 from featpipe.checksums import digest_bytes
 from featpipe.decode import EXACT, Decoder, Preprocessing
 from featpipe.engines import LoadedImage, Read
@@ -34,6 +35,9 @@ class ImageLoader:
         The source's row of each item, -1 if it is no longer there; None if items are rows.
     digests : uint8 array, shape (items, 16), or None
         Bytes that have another digest are not used: the file has changed.
+    views : Views or None
+        To be made of each image; its pixels then have them as their first axis. The plain one is
+        as the decoder gives it, the others are of Pillow's picture whatever the decoder is.
     """
 
     source: ImageSource
@@ -41,6 +45,7 @@ class ImageLoader:
     decoder: Decoder = EXACT
     rows: np.ndarray | None = None
     digests: np.ndarray | None = None
+    views: Views | None = None
 
     @property
     def whole(self) -> bool:
@@ -87,8 +92,10 @@ class ImageLoader:
         if isinstance(one, LoadedImage):
             return one
         try:
+            if self.views is not None and self.decoder is EXACT:  # one decoding for all of them
+                return LoadedImage(self.views.pixels(one))
             made = self.decoder.one(one, self.preprocessing) if pixels is None else pixels
-            return LoadedImage(made)
+            return LoadedImage(made if self.views is None else self.views.pixels(one, made))
         except DecodeError as error:
             return LoadedImage(None, Status.UNDECODABLE, _short(str(error)))
         except MemoryError:

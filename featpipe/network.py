@@ -28,6 +28,8 @@ class Network(nn.Module):
         One for each output of the cut.
     size : pair of int
         Height and width of its input.
+    reshaped : bool
+        As of `featpipe.decode.Preprocessing`.
     identity : str
         Networks of one identity compute the same.
     """
@@ -44,7 +46,7 @@ class Network(nn.Module):
     ) -> None:
         super().__init__()
         self.cut, self.layers, self.identity = cut, layers, identity
-        self.size = preprocessing.crop
+        self.size, self.reshaped = preprocessing.crop, preprocessing.reshaped
         self.dtype = torch.float32
         for name in ("mean", "std"):
             value = torch.tensor(getattr(preprocessing, name)).view(1, 3, 1, 1)
@@ -65,7 +67,10 @@ class Network(nn.Module):
             Scaled and normalised here, by the operations and in the order of torchvision's
             presets, in float32 whatever the network's own precision is.
         """
-        images = pixels.permute(0, 3, 1, 2).float() / 255
+        if self.reshaped:
+            images = pixels.reshape(-1, 3, *self.size).float() / 255
+        else:
+            images = pixels.permute(0, 3, 1, 2).float() / 255
         images = (images - self.mean) / self.std
         outputs = self.cut(images.to(self.dtype))
         return tuple(

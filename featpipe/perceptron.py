@@ -41,6 +41,42 @@ LIMITS = {
 }
 
 
+def class_weights(given: Any, targets: np.ndarray, classes: int, head: Head) -> np.ndarray | None:
+    """The weight of each class, 1 for a row on average; of labels, of the positives.
+
+    Parameters
+    ----------
+    given : dict, "balanced" or None
+        By the names of the head's classes, or their numbers where it has none.
+    targets : int array, shape (n,), or 0 and 1, shape (n, classes)
+    classes : int
+    head : Head
+
+    Raises
+    ------
+    HeadError
+        If no class weighs anything, or one less than that.
+    """
+    if given is None:
+        return None
+    if targets.ndim == 2:
+        if given != "balanced":
+            raise HeadError("class_weight can only be balanced where there are several labels.")
+        positive = targets.sum(axis=0).clip(1)
+        return np.asarray((len(targets) - positive).clip(1) / positive)
+    present, counts = np.unique(targets, return_counts=True)
+    wanted = given
+    if isinstance(given, dict):
+        names = getattr(head, "classes_", np.arange(classes))
+        wanted = {code: given.get(names[code], 1.0) for code in present.tolist()}
+    weights = np.ones(classes)
+    weights[present] = compute_class_weight(wanted, classes=present, y=targets)
+    mean = float((weights[present] * counts).sum() / counts.sum())
+    if mean <= 0 or weights.min() < 0:
+        raise HeadError(f"class_weight is {given!r}; some class must weigh more than 0.")
+    return weights / mean
+
+
 class PerceptronHead(Head):
     """What `linear` and `mlp` share; the parameters are the subclass's.
 
@@ -74,7 +110,8 @@ class PerceptronHead(Head):
         if validation is not None:
             rows = np.concatenate([X, validation[0]])
             targets = np.concatenate([codes, validation[1]])
-        self._train(rows, targets, np.arange(len(X)), np.arange(len(X), len(rows)))
+        train = np.arange(0, len(X), self._views)
+        self._train(rows, targets, train, np.arange(len(X), len(rows)))
 
     def _learn_streamed(
         self, rows: StreamedRows, codes: np.ndarray, train: np.ndarray, select: np.ndarray
@@ -89,7 +126,7 @@ class PerceptronHead(Head):
         select: np.ndarray,
     ) -> None:
         shape = self._shape(X.shape[1], len(self.classes_), targets.ndim == 2)
-        problem = self._problem(Task(train, select, select), targets, shape)
+        problem = self._problem(Task(train, select, select, self._views), targets, shape)
         (trained,) = train_stacked(*self._on_device(X, targets), shape, [problem])
         if trained.diverged:
             raise HeadError(
@@ -120,32 +157,12 @@ class PerceptronHead(Head):
             label_smoothing=self.label_smoothing,
             mixup=self.mixup,
             clip=float("inf") if self.clip is None else self.clip,
-            class_weight=self._weights(targets[task.train], shape.widths[-1]),
+            class_weight=class_weights(
+                self.class_weight, targets[task.train], shape.widths[-1], self
+            ),
             seed=self.seed,
+            views=task.views,
         )
-
-    def _weights(self, targets: np.ndarray, classes: int) -> np.ndarray | None:
-        """Of each class, 1 for a row on average; of labels, of the positives."""
-        if self.class_weight is None:
-            return None
-        if targets.ndim == 2:
-            if self.class_weight != "balanced":
-                raise HeadError("class_weight can only be balanced where there are several labels.")
-            positive = targets.sum(axis=0).clip(1)
-            return np.asarray((len(targets) - positive).clip(1) / positive)
-        present, counts = np.unique(targets, return_counts=True)
-        given = self.class_weight
-        if isinstance(given, dict):
-            names = getattr(self, "classes_", np.arange(classes))
-            given = {code: given.get(names[code], 1.0) for code in present.tolist()}
-        weights = np.ones(classes)
-        weights[present] = compute_class_weight(given, classes=present, y=targets)
-        mean = float((weights[present] * counts).sum() / counts.sum())
-        if mean <= 0 or weights.min() < 0:
-            raise HeadError(
-                f"class_weight is {self.class_weight!r}; some class must weigh more than 0."
-            )
-        return weights / mean
 
     def _on_device(
         self, X: np.ndarray | StreamedRows, targets: np.ndarray

@@ -57,7 +57,7 @@ class PixelRows:
     ----------
     pixels : uint8 Tensor, shape (n, height, width, 3)
     preprocessing : Preprocessing
-        Its mean and standard deviation are used.
+        Its mean, its standard deviation and whether it is reshaped are used.
     device : torch.device
     """
 
@@ -65,7 +65,8 @@ class PixelRows:
         self.device = device
         if device.type == "cuda" and pixels.nbytes < torch.cuda.mem_get_info(device)[0] // 4:
             pixels = pixels.to(device)
-        self._pixels, self._described = pixels, preprocessing.describe()
+        self._pixels, self._reshaped = pixels, preprocessing.reshaped
+        self._described = preprocessing.describe()
         self._mean, self._std = (
             torch.tensor(values, device=device).view(1, 3, 1, 1)
             for values in (preprocessing.mean, preprocessing.std)
@@ -76,7 +77,9 @@ class PixelRows:
 
     def take(self, rows: Tensor) -> Tensor:
         """Some rows, float32, shape (rows, 3, height, width), on the device."""
-        some = self._pixels[rows.to(self._pixels.device)].to(self.device).permute(0, 3, 1, 2)
+        some = self._pixels[rows.to(self._pixels.device)].to(self.device)
+        _, height, width, _ = some.shape
+        some = some.view(-1, 3, height, width) if self._reshaped else some.permute(0, 3, 1, 2)
         return (some.float() / 255 - self._mean) / self._std
 
     def shuffled(self, rows: Tensor, generator: torch.Generator) -> Tensor:

@@ -108,7 +108,7 @@ def plan_extraction(
         counts[name] = int(has.sum())
         left = left[~has]
     damaged = int((old.ok & ~origins["finished"][0].usable).sum()) if old else 0
-    row = sum(int(np.prod(shape)) for shape in extractor.shapes.values())
+    row = sum(int(np.prod(shape)) for shape in extractor.stored.values())
     return Plan(
         len(source), int((~read).sum()), int(read.sum()) - distinct, **counts, damaged=damaged,
         to_compute=len(left), row_bytes=row * np.dtype(spec.dtype).itemsize,

@@ -12,7 +12,7 @@ from featpipe.descent import Epochs
 from featpipe.perceptrons import Layers
 from featpipe.streamed import Features, batch_sizes
 
-ORDER, DROPOUT, MIXUP = 0, 1, 2  # streams of random numbers of one seed
+ORDER, DROPOUT, MIXUP, VIEWS = 0, 1, 2, 3  # streams of random numbers of one seed
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,9 @@ class Problem:
     class_weight : float array, shape (outputs,), or None
         Of a row of each class; for multi-label, of the positives of each label.
     seed : int
-        Of the initial weights, the order of rows, dropout and mixup.
+        Of the initial weights, the order of rows, dropout, mixup and views.
+    views : int
+        Rows of each image, of which `train` names the first; an epoch draws one for each.
     """
 
     train: np.ndarray
@@ -78,6 +80,7 @@ class Problem:
     clip: float = math.inf
     class_weight: np.ndarray | None = None
     seed: int = 0
+    views: int = 1
 
 
 @dataclass(eq=False)
@@ -103,9 +106,9 @@ class Trained:
     diverged: int = 0
 
 
-def shared(problem: Problem) -> tuple[int, bytes, bytes]:
+def shared(problem: Problem) -> tuple[int, int, bytes, bytes]:
     """Equal for problems that see the same batches and are validated on the same rows."""
-    return problem.seed, problem.train.tobytes(), problem.val.tobytes()
+    return problem.seed, problem.views, problem.train.tobytes(), problem.val.tobytes()
 
 
 class Draws:
@@ -115,8 +118,9 @@ class Draws:
         self._train = torch.from_numpy(problem.train)
         self._sizes = batch_sizes(len(problem.train), batch_size)
         self._seed, self._X = problem.seed, X
-        self._order, self._partners = (
-            torch.Generator().manual_seed(problem.seed + stream) for stream in (ORDER, MIXUP)
+        self._views = problem.views
+        self._order, self._partners, self._view = (
+            torch.Generator().manual_seed(problem.seed + stream) for stream in (ORDER, MIXUP, VIEWS)
         )
         self._noise = torch.Generator(X.device).manual_seed(problem.seed + DROPOUT)
         self._shares: dict[float, np.random.Generator] = {}
@@ -125,6 +129,8 @@ class Draws:
     def epoch(self) -> list[Tensor]:
         """Rows of each batch of an epoch, on the device."""
         order = self._train
+        if self._views > 1:
+            order = order + torch.randint(self._views, (len(order),), generator=self._view)
         if len(self._sizes) > 1:  # a sum over all rows has no order
             order = self._X.shuffled(order, self._order)
         return list(torch.split(order.to(self._X.device), self._sizes))

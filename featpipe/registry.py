@@ -14,7 +14,7 @@ from types import ModuleType
 
 from featpipe.errors import UnknownNameError
 
-FOLDERS = ("images", "backbones", "runtimes", "engines", "heads")
+FOLDERS = ("images", "backbones", "runtimes", "engines", "heads", "recipes")
 
 
 def _files(folder: str) -> list[str]:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from featpipe import checkpoint
 from featpipe.calibration import calibrate
 from featpipe.cnn import DROPOUT, WIDTHS, Architecture, own_size
+from featpipe.decode import Preprocessing
 from featpipe.descent import Augment, Descent, descend, logits_of, seeded
 from featpipe.device import choose_device, machine_facts, precisions
 from featpipe.errors import BackboneError, ImagesError, SettingsError
@@ -60,6 +61,7 @@ def train_from_scratch(
     train: TrainSettings | None = None,
     on_epoch: Callable[[dict[str, float]], None] | None = None,
     augment: Augment | None = None,
+    preprocessing: Preprocessing | None = None,
 ) -> tuple[TrainedNetwork, Result]:
     """Train a network on the pixels of the training rows.
 
@@ -83,6 +85,8 @@ def train_from_scratch(
     augment : callable
         In place of `CropFlip`: is given normalised batches, shape (batch, 3, side, side), on the
         device, and draws from torch's global generator.
+    preprocessing : Preprocessing
+        In place of the network's own, at its input size. A file of the network would not know it.
 
     Returns
     -------
@@ -123,7 +127,7 @@ def train_from_scratch(
     # Pixels live in a file that the system pages in and out, not in this process's memory.
     with tempfile.TemporaryDirectory(prefix="featpipe-", ignore_cleanup_errors=True) as folder:
         rows = _rows(split, targets)
-        plain = architecture.preprocessing()
+        plain = preprocessing or architecture.preprocessing()
         pixels, reasons = decode_rows(images, rows, plain, Path(folder, "pixels"))
         split = split or _make_split(images, rows, reasons, targets, train)
         check_classes(targets, split)

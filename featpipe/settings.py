@@ -82,7 +82,19 @@ class ExtractSettings(_Checked):
         "DEFAULT, a torchvision enum name, a .pth or .safetensors file, or random; the same as "
         "BACKBONE@WEIGHTS.",
     )
-    seed: int = option(0, "Seed of random weights.", minimum=0, maximum=SEEDS)
+    seed: int = option(0, "Seed of random weights, and of views.", minimum=0, maximum=SEEDS)
+    views: int = option(
+        1,
+        "Views to cache of each image: the plain one, and others made of it by --augment.",
+        minimum=1,
+        maximum=1000,
+    )
+    augment: str = option(
+        "",
+        "What makes views: transforms of torchvision.transforms.v2 by name, such as "
+        "RandomResizedCrop(0.8,1.0),RandomRotation(15),HorizontalFlip.",
+        metavar="TRANSFORMS",
+    )
     input_size: int | None = option(
         None,
         "Side of the network's square input, in pixels [default: the weights' own].",
@@ -132,6 +144,19 @@ class ExtractSettings(_Checked):
         False, "Import and run the network's code, where the file names a python: backbone."
     )
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.views > 1 and not self.augment.strip():
+            raise SettingsError(
+                f"views is {self.views}, but nothing says how they differ: give --augment, such as "
+                "RandomResizedCrop(0.8,1.0),HorizontalFlip, or leave --views out."
+            )
+        if self.augment and self.views == 1:
+            raise SettingsError(
+                f"augment is {self.augment}, but there is one view, the plain one: give --views, "
+                "such as 8, or leave --augment out."
+            )
+
 
 @dataclass(frozen=True)
 class TrainSettings(_Checked):
@@ -167,6 +192,17 @@ class TrainSettings(_Checked):
         "Mean over the folds that chooses among candidates (for several labels an image, "
         "accuracy is average precision).",
         ("accuracy", "balanced_accuracy", "log_loss"),
+    )
+    views: str = option(
+        "all",
+        "Of a cache with several views an image: an epoch draws one of all for each, or training "
+        "sees the plain one only.",
+        ("all", "plain"),
+    )
+    tta: bool = option(
+        False,
+        "Average the probabilities of all views of an image, in validation, test and prediction, "
+        "in place of taking its plain one.",
     )
     separator: str | None = option(
         None,

@@ -1,7 +1,7 @@
 """The Spec: everything that decides a feature's value."""
 
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, get_origin
 
 
@@ -29,6 +29,9 @@ class Spec:
         Of the forward pass.
     dtype : str
         Of the stored features.
+    views : dict
+        ``count``, ``transforms`` and ``seed`` of an image's views; empty where there is only the
+        plain one.
     """
 
     backbone: str
@@ -41,10 +44,23 @@ class Spec:
     decoder: str
     precision: str
     dtype: str
+    views: dict[str, Any] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values."""
-        return asdict(self)
+        """Plain JSON values; without views it is as it was before there were any."""
+        values = asdict(self)
+        if not self.views:
+            del values["views"]
+        return values
+
+    @property
+    def view_count(self) -> int:
+        """Views of each image; at least 1."""
+        return int(self.views.get("count", 1))
+
+    def plain(self) -> "Spec":
+        """The Spec of the plain views alone."""
+        return replace(self, views={})
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "Spec":
@@ -61,6 +77,8 @@ class Spec:
             right = type(value) is kind
             if right and one.name in ("layers", "weights_digests"):
                 right = all(isinstance(text, str) for text in value.values())
+            if right and one.name == "views":
+                right = not value or _are_views(value)
             if not right:
                 raise TypeError(f"{one.name} of the Spec is {value!r}")
         return spec
@@ -94,6 +112,12 @@ class Spec:
             del values["weights"], values["seed"]
         values["weights_digests"] = {layer: self.weights_digests[layer] for layer in shared}
         return values
+
+
+def _are_views(values: dict[str, Any]) -> bool:
+    kinds = {"count": int, "transforms": str, "seed": int}
+    right = {name: type(value) for name, value in values.items()} == kinds
+    return right and values["count"] >= 2 and values["seed"] >= 0
 
 
 def _flat(values: dict[str, Any]) -> dict[str, Any]:

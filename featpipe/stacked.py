@@ -112,7 +112,7 @@ class _Stack:
         )
         self.best = copy.deepcopy(self.network)
         self.lowest = np.full(len(problems), np.inf)
-        self.draws: dict[tuple[int, bytes, bytes], Draws] = {}
+        self.draws: dict[tuple[int, int, bytes, bytes], Draws] = {}
         for problem in problems:
             if shared(problem) not in self.draws:
                 self.draws[shared(problem)] = Draws(problem, shape.batch_size, X)

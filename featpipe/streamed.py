@@ -1,8 +1,8 @@
 """Features that do not fit in memory: read block by block, as often as they are needed."""
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator
-from typing import Protocol
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -10,6 +10,7 @@ from torch import Tensor
 
 CHUNK_BYTES = 1 << 24  # read at once
 RESIDENT_BYTES = 1 << 28  # copied at once
+MOMENT_VALUES = 1 << 22  # in float64 at once
 
 
 class Features(Protocol):
@@ -64,6 +65,30 @@ class ResidentRows:
         return rows[torch.randperm(len(rows), generator=generator)]
 
 
+class HeldRows:
+    """Rows of arrays that follow one another, each of its own type and none of them copied."""
+
+    def __init__(self, parts: Sequence[np.ndarray], device: torch.device) -> None:
+        self.shape, self.device = (sum(map(len, parts)), parts[0].shape[1]), device
+        # torch warns of memory that it may not write to, though it only reads.
+        given = [part if part.flags.writeable else part.copy() for part in parts]
+        self._parts = [torch.from_numpy(part).to(device) for part in given]
+
+    def take(self, rows: Tensor, slot: int = 0) -> Tensor:
+        """Some rows of one array, of its type, on the device."""
+        first = 0
+        for part in self._parts:
+            here = (rows >= first) & (rows < first + len(part))
+            if here.all():
+                return part.index_select(0, (rows - first).to(self.device))
+            first += len(part)
+        raise IndexError("rows of several arrays, or of none")
+
+    def shuffled(self, rows: Tensor, generator: torch.Generator) -> Tensor:
+        """The rows in any order, all orders being equally likely."""
+        return rows[torch.randperm(len(rows), generator=generator)]
+
+
 class StreamedRows:
     """Rows that are read, and standardised, when they are asked for.
 
@@ -74,8 +99,10 @@ class StreamedRows:
         (rows, d).
     shape : pair of int
     most_bytes : int
-        Of float32 that are held at once.
+        That are held at once.
     device : torch.device
+    dtype : float32 or float16
+        They are held, and handed out, in.
     """
 
     shares_reading = False
@@ -86,20 +113,22 @@ class StreamedRows:
         shape: tuple[int, int],
         most_bytes: int,
         device: torch.device | None = None,
+        dtype: type[np.floating[Any]] = np.float32,
     ) -> None:
-        self.shape, self.most_bytes = shape, most_bytes
+        self.shape, self.most_bytes, self._dtype = shape, most_bytes, dtype
         self.device = device or torch.device("cpu")
         self._read = read
         self._mean: np.ndarray | None = None
         self._scale: np.ndarray | None = None
-        self._chunk = max(1, min(CHUNK_BYTES, most_bytes // 8) // (4 * shape[1]))
-        self.at_once, self.most_rows = self._chunk, most_bytes // (4 * shape[1])
-        self._most = max(2, most_bytes // (4 * shape[1] * self._chunk))
+        row = np.dtype(dtype).itemsize * shape[1]
+        self._chunk = max(1, min(CHUNK_BYTES, most_bytes // 8) // row)
+        self.at_once, self.most_rows = self._chunk, most_bytes // row
+        self._most = max(2, most_bytes // (row * self._chunk))
         self._held: OrderedDict[int, np.ndarray] = OrderedDict()
 
     def on(self, device: torch.device) -> "StreamedRows":
         """The same rows, handed out on another device."""
-        other = StreamedRows(self._read, self.shape, self.most_bytes, device)
+        other = StreamedRows(self._read, self.shape, self.most_bytes, device, self._dtype)
         other._mean, other._scale = self._mean, self._scale
         return other
 
@@ -116,7 +145,7 @@ class StreamedRows:
             yield self._finished(rows[start : start + size])
 
     def _finished(self, rows: np.ndarray) -> np.ndarray:
-        features = self._read(rows).astype(np.float32, copy=False)
+        features = self._read(rows).astype(self._dtype, copy=False)
         if self._mean is not None:
             features = (features - self._mean) / self._scale
         return features
@@ -126,9 +155,9 @@ class StreamedRows:
         return moments_of(self.blocks(rows), self.shape[1])
 
     def take(self, rows: Tensor, slot: int = 0) -> Tensor:
-        """Some rows, float32, on the device."""
+        """Some rows on the device."""
         numbers = rows.cpu().numpy()
-        result = np.empty((len(numbers), self.shape[1]), np.float32)
+        result = np.empty((len(numbers), self.shape[1]), self._dtype)
         chunks = numbers // self._chunk
         for chunk in np.unique(chunks):
             here = chunks == chunk
@@ -188,3 +217,35 @@ def moments_of(blocks: Iterable[np.ndarray], features: int) -> tuple[np.ndarray,
         mean += apart * (len(block) / total)
         count = total
     return mean, squares / max(1, count)
+
+
+def moments(X: np.ndarray, weights: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and deviation of each feature, by which it is standardised.
+
+    Parameters
+    ----------
+    X : float array, shape (n, d)
+    weights : float array, shape (n,), or None
+
+    Returns
+    -------
+    mean, scale : arrays, shape (d,), of the type of `X`
+        A feature that hardly varies has a scale of 1.
+    """
+    if weights is None:
+        size = max(1, MOMENT_VALUES // X.shape[1])
+        parts = (X[start : start + size] for start in range(0, len(X), size))
+        mean, variance = moments_of(parts, X.shape[1])
+        deviation = np.sqrt(variance)
+    else:
+        mean = np.average(X, axis=0, weights=weights)
+        deviation = np.sqrt(np.average((X - mean) ** 2, axis=0, weights=weights))
+    return scales(mean, deviation, X.dtype)
+
+
+def scales(
+    mean: np.ndarray, deviation: np.ndarray, dtype: np.dtype[Any]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and scale of features, given their mean and deviation in float64."""
+    mean, scale = mean.astype(dtype), deviation.astype(dtype)
+    return mean, np.where(scale > 1e-6 * np.abs(mean) + 1e-12, scale, 1).astype(dtype)

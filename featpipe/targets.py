@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
+from scipy.special import expit, softmax
 
 from featpipe.errors import SplitError
 from featpipe.table import ImageTable, sort_classes
@@ -79,3 +80,18 @@ def targets_of(table: ImageTable, separator: str | None = None) -> Targets:
     for row, labels in enumerate(sets):
         columns[row, [classes.index(label) for label in labels]] = 1
     return Targets(columns[table.labels], classes)
+
+
+def probabilities(
+    logits: np.ndarray, multilabel: bool = False, trained_on: np.ndarray | None = None
+) -> np.ndarray:
+    """Softmax of each row, shape (n, classes), float64; for labels the sigmoid of each.
+
+    A class that is not among those of `trained_on`, an int array, gets no probability.
+    """
+    logits = logits.astype(np.float64)
+    if trained_on is not None and not multilabel:
+        logits[:, np.bincount(trained_on, minlength=logits.shape[1]) == 0] = -np.inf
+    if multilabel:
+        return expit(logits)  # type: ignore[no-any-return]
+    return softmax(logits, axis=1)  # type: ignore[no-any-return]

@@ -16,11 +16,25 @@ class Task:
         Rows that select the epoch, for heads that have epochs; may be none.
     scored : int64 array
         Rows whose classes are predicted. In cross-validation they also select.
+    views : int
+        Rows that there are of each image, of which `train` names the first, the plain one; those
+        of an image follow each other.
     """
 
     train: np.ndarray
     select: np.ndarray
     scored: np.ndarray
+    views: int = 1
+
+    @property
+    def every(self) -> np.ndarray:
+        """All rows to train on, image by image: int64 array, shape (images * views,)."""
+        return every_view(self.train, self.views)
+
+
+def every_view(rows: np.ndarray, views: int) -> np.ndarray:
+    """Rows and those that follow them, `views` of each: int64 array, shape (rows * views,)."""
+    return rows if views == 1 else (rows[:, None] + np.arange(views)).ravel()
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,8 +1,10 @@
 """Stage two: cached features to a classifier."""
 
+import hashlib
+import json
 import logging
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -12,8 +14,9 @@ import numpy as np
 from featpipe.budget import BudgetCurve, budget_curve
 from featpipe.cache import FeatureCache
 from featpipe.calibration import calibrate
+from featpipe.checkpoint import checkpointing
 from featpipe.classifier import Classifier
-from featpipe.crossfit import features_of, streamed
+from featpipe.crossfit import streamed
 from featpipe.descent import Epochs
 from featpipe.device import choose_device, machine_facts
 from featpipe.durable import save_json
@@ -29,14 +32,18 @@ from featpipe.metrics import (
 )
 from featpipe.preparation import by_number, check_classes, check_rows, prepare
 from featpipe.settings import TrainSettings
-from featpipe.split import Split
+from featpipe.split import Split, save_split
 from featpipe.sweep import Progress, Sweep, plain, run_sweep
+from featpipe.table import ImageTable
 from featpipe.targets import Targets, targets_of
+from featpipe.tasks import every_view
+from featpipe.viewing import Viewing, features_of
 
 log = logging.getLogger(__name__)
 
 BLOCK_VALUES = 1 << 24  # probabilities of training rows at once
 PARTS: tuple[str, ...] = ("train", "val", "folds", "test")
+OnEpoch = Callable[[dict[str, float]], None]
 SELECTING = ("val", "folds")  # what a temperature may be fitted on; never test
 
 
@@ -111,6 +118,8 @@ def train_head(
     on_progress: Progress | None = None,
     budgets: Sequence[int | None] = (),
     against: Sequence[str] = (),
+    unfinished: str | Path | None = None,
+    on_epoch: OnEpoch | None = None,
     **options: Any,
 ) -> tuple[Classifier, Result]:
     """Train a head on cached features.
@@ -136,6 +145,11 @@ def train_head(
         the head that was chosen; see `featpipe.budget.budget_curve`.
     against : sequence of str
         Other heads, trained with their defaults on the same rows, for paired tests.
+    unfinished : str or Path
+        Folder in which long trainings leave what they have come to; begun again with the same
+        arguments they go on from there, to the same end. To be removed once the result is saved.
+    on_epoch : callable
+        Is given each row of the curves of the last fit, as it is made.
     **options
         The head's own parameters, such as ``lr`` or ``hidden``.
 
@@ -163,8 +177,15 @@ def train_head(
     if not isinstance(features, FeatureCache):
         with FeatureCache.open(features) as opened:
             return train_head(
-                opened, head, settings, sweep, layers, on_progress, budgets, against, **options
-            )
+                opened, head, settings, sweep, layers, on_progress, budgets, against, unfinished,
+                on_epoch, **options,
+            )  # fmt: skip
+    if unfinished is not None:
+        with checkpointing(Path(unfinished), _identity(features, settings)):
+            return train_head(
+                features, head, settings, sweep, layers, on_progress, budgets, against,
+                on_epoch=on_epoch, **options,
+            )  # fmt: skip
     cache = features
     targets, split = prepare(cache, settings)
     check_rows(targets, split, settings, budgets, against)
@@ -199,6 +220,7 @@ def train_head(
             cache, names[0], head, settings, options, budgets, targets, split, on_progress
         )
     before = time.perf_counter() - begun
+    unfitted.on_epoch = on_epoch
     classifier, result = fit_and_score(
         cache, names[0], split, head, unfitted, settings, targets, found, curve, before
     )
@@ -207,6 +229,25 @@ def train_head(
     paired = _paired(cache, names[0], settings, targets, result, against)
     result = replace(result, paired=paired)
     return replace(classifier, result=result.to_dict()), result
+
+
+def save_run(folder: str | Path, classifier: Classifier, result: Result, table: ImageTable) -> None:
+    """Write ``classifier.safetensors``, ``result.json`` and ``split.csv`` of a run."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    result.save(folder / "result.json")
+    classifier.save(folder / "classifier.safetensors")
+    assert result.split is not None
+    save_split(result.split, table, folder / "split.csv")
+
+
+def _identity(cache: FeatureCache, settings: TrainSettings) -> str:
+    """Of all that a training does not know of itself: its images, and how they are divided."""
+    decides = [cache.spec.to_dict(), cache.columns(), asdict(settings)]
+    digest = hashlib.blake2b(json.dumps(decides, sort_keys=True).encode(), digest_size=16)
+    if Path(settings.split).is_file():
+        digest.update(Path(settings.split).read_bytes())
+    return digest.hexdigest()
 
 
 def _paired(
@@ -255,7 +296,7 @@ def fit_and_score(
     head : Head
         Unfitted.
     settings : TrainSettings
-        ``min_precision`` and ``memory`` are used.
+        ``min_precision``, ``memory``, ``views`` and ``tta`` are used.
     targets : Targets
         The table's own classes, if left out.
     sweep : Sweep
@@ -269,25 +310,35 @@ def fit_and_score(
     targets = targets or targets_of(cache.table)
     check_classes(targets, split)
     begun = time.perf_counter()
+    head = head.on(cache.spec, layer, cache.layers[layer])
     rows = split.parts()
     truth = {name: targets.values[some] for name, some in rows.items()}
     every = np.sort(np.concatenate(list(rows.values())))
-    stream = streamed(cache, layer, every, settings, head)
+    stream, viewing = streamed(cache, layer, every, settings, head), Viewing.of(cache, settings)
+    held, trained, scored = viewing.held, viewing.trained, viewing.scored
     if stream is None:
-        parts = {name: features_of(cache, layer, some) for name, some in rows.items()}
-        validation = (parts["val"], truth["val"]) if "val" in parts else None
-        head.fit(parts["train"], truth["train"], validation=validation)
+        parts = {
+            name: features_of(cache, layer, some, held if name == "train" else scored, head.halves)
+            for name, some in rows.items()
+        }
+        validation = (parts["val"][::scored], truth["val"]) if "val" in parts else None
+        own = parts["train"]
+        head.fit_views(own if trained == held else own[::held], truth["train"], validation, trained)
+        parts["train"] = own if scored == held else own[::held]
         blocks = {name: _in_blocks(some, len(targets.classes)) for name, some in parts.items()}
     else:
         log.info("Features are read block by block: memory does not hold them.")
-        places = {name: np.searchsorted(every, some) for name, some in rows.items()}
+        places = {name: np.searchsorted(every, some) * held for name, some in rows.items()}
         select = places.get("val", every[:0])
-        head.fit_streamed(stream, targets.values[every], places["train"], select)
-        blocks = {name: stream.blocks(some) for name, some in places.items()}
+        labels = np.repeat(targets.values[every], held, axis=0)
+        head.fit_streamed(stream, labels, places["train"], select, trained)
+        blocks = {name: stream.blocks(every_view(some, scored)) for name, some in places.items()}
+    said = {name: viewing.means(map(head.predict_proba, some)) for name, some in blocks.items()}
     predicted = None
     if not targets.multilabel:  # training rows may be many: what they look like is not kept
-        predicted = np.concatenate([head.predict(block) for block in blocks.pop("train")])
-    raw = {name: _proba(head, some, len(targets.classes)) for name, some in blocks.items()}
+        best = [block.argmax(axis=1) for block in said.pop("train")]
+        predicted = head.classes_[np.concatenate(best)]
+    raw = {name: _proba(head, some, len(targets.classes)) for name, some in said.items()}
     if split.folds and sweep is not None:
         held_out, raw_folds = sweep.held_out
         truth["folds"], raw["folds"] = targets.values[held_out], raw_folds
@@ -309,7 +360,8 @@ def fit_and_score(
             **{k: len(v) for k, v in rows.items()},
             **({"folds": len(split.folds)} if split.folds else {}),
         },
-        "spec": asdict(cache.spec),
+        "spec": cache.spec.to_dict(),
+        "views": {"trained": trained, "scored": scored},
         "machine": machine_facts(choose_device(getattr(head, "device", "cpu"))),
         "extraction_seconds": cache.conditions.get("seconds"),
     }
@@ -318,7 +370,8 @@ def fit_and_score(
         split, proba,
     )  # fmt: skip
     classifier = Classifier(
-        cache.spec, layer, head_name, head, targets.classes, result.to_dict(),
+        cache.spec if settings.tta else cache.spec.plain(),
+        layer, head_name, head, targets.classes, result.to_dict(),
         calibration.get("temperature", 1.0), calibration.get("threshold"),
     )  # fmt: skip
     return classifier, result
@@ -331,8 +384,8 @@ def _in_blocks(features: np.ndarray, classes: int) -> Iterable[np.ndarray]:
 
 
 def _proba(head: Head, blocks: Iterable[np.ndarray], classes: int) -> np.ndarray:
-    """What a head says of features, block by block, as columns of all classes."""
-    found = np.concatenate([head.predict_proba(block) for block in blocks])
+    """What a head says of images, block by block, as columns of all classes."""
+    found = np.concatenate(list(blocks))
     proba = np.zeros((len(found), classes))
     proba[:, head.classes_] = found
     return proba

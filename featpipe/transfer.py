@@ -1,6 +1,7 @@
 """Features to and from other people's formats."""
 
 import json
+import logging
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,12 +24,15 @@ from featpipe.transfer_arrays import StoredRows, open_array, stored_type
 from featpipe.transfer_parquet import write_lists
 from featpipe.transfer_tables import read_listing, write_csv
 
+log = logging.getLogger(__name__)
+
 
 def export_features(cache: FeatureCache, out: str | Path, layer: str | None = None) -> list[Path]:
     """Write one layer of a cache, and its table, in a format that others read.
 
     Rows are in the cache's order, all of them: rows without features are NaN, and the table
-    says why. Files of these names are replaced, each put in place whole.
+    says why. Of several views of an image it is the plain one. Files of these names are replaced,
+    each put in place whole.
 
     Parameters
     ----------
@@ -64,6 +68,8 @@ def export_features(cache: FeatureCache, out: str | Path, layer: str | None = No
         Without pyarrow or anndata.
     """
     path, name = Path(out), cache.layer(layer)
+    if cache.views > 1:
+        log.warning("Of the %d views of each image the plain one is written.", cache.views)
     writers = {".npy": _write_npy, ".parquet": _write_parquet, ".h5ad": _write_h5ad}
     writer = writers.get(path.suffix.lower())
     if writer is None:
@@ -102,7 +108,7 @@ def _write_npy(cache: FeatureCache, path: Path, layer: str) -> list[Path]:
 
 def _write_parquet(cache: FeatureCache, path: Path, layer: str) -> list[Path]:
     row, columns = _row_of(cache, layer), _utf8_columns(cache, path)
-    metadata = {"featpipe.spec": json.dumps(cache.spec.to_dict()), "featpipe.layer": layer}
+    metadata = {"featpipe.spec": json.dumps(cache.spec.plain().to_dict()), "featpipe.layer": layer}
     with placing(path) as temporary:
         write_lists(temporary, columns, row, _blocks(cache, layer, row), metadata)
     return [path]
@@ -118,7 +124,7 @@ def _write_h5ad(cache: FeatureCache, path: Path, layer: str) -> list[Path]:
     _utf8_columns(cache, path)
     features = cache.features(layer)
     uns = {
-        "featpipe_spec": json.dumps(cache.spec.to_dict()),
+        "featpipe_spec": json.dumps(cache.spec.plain().to_dict()),
         "featpipe_layer": layer,
         "featpipe_shape": np.array(features.shape[1:], np.int64),
     }

@@ -14,7 +14,7 @@ from featpipe.errors import BackboneError, FeatpipeError, ImagesError
 from featpipe.extractor import rebuild
 from featpipe.fidelity import Fidelity
 from featpipe.images import ImageSource, open_images
-from featpipe.loading import ImageLoader, scan
+from featpipe.loading import scan
 from featpipe.settings import ExtractSettings, ImageSettings
 from featpipe.table import Status
 
@@ -166,7 +166,7 @@ def _contradictions(cache: FeatureCache, bad: dict[int, list[str]]) -> tuple[np.
     for layer in cache.layers:
         for start in range(0, len(sound), 4096):
             rows = sound[start : start + 4096]
-            block = cache.features(layer, rows).reshape(len(rows), -1)
+            block = cache.features(layer, rows, view=None).reshape(len(rows), -1)
             finite = np.isfinite(block).all(axis=1)
             wrong[rows] |= np.where(cache.ok[rows], ~finite, ~np.isnan(block).all(axis=1))
     return np.flatnonzero(wrong), "its status and its features contradict each other"
@@ -241,17 +241,17 @@ def _compute_again(
                 "what is here is not what made the cache: "
                 + "; ".join(differences).replace("requested", "here")
             )
-        load = ImageLoader(source, extractor.backbone.preprocessing, extractor.decoder, there)
-        with extractor.forward as forward:
+        load = extractor.loader(source, there)
+        with extractor.forward:
             for start in range(0, len(rows), extractor.batch_size):
                 batch = rows[start : start + extractor.batch_size]
                 images = load(batch.tolist())
                 usable = np.array([image.status == Status.OK for image in images])
                 _note(bad, batch[~usable], "its image cannot be decoded now")
                 pixels = [image.pixels for image in images if image.pixels is not None]
-                features = forward(np.stack(pixels)) if pixels else {}
+                features = extractor.features(np.stack(pixels)) if pixels else {}
                 for layer, again in features.items():
-                    gap = _difference(cache.features(layer, batch[usable]), again)
+                    gap = _difference(cache.features(layer, batch[usable], view=None), again)
                     largest = max(largest, float(gap.max()))
                     reason = f"{layer} computed again differs by more than {tolerance:.2g}"
                     _note(bad, batch[usable][gap > tolerance], reason)

@@ -223,7 +223,7 @@ def test_an_exact_resize_and_none_at_all() -> None:
 
 SIDES = st.integers(1, 1000)
 RESIZES = st.none() | SIDES | st.tuples(SIDES, SIDES)
-PREPROCESSINGS = st.builds(Preprocessing, RESIZES, st.tuples(SIDES, SIDES))
+PREPROCESSINGS = st.builds(Preprocessing, RESIZES, st.tuples(SIDES, SIDES), reshaped=st.booleans())
 
 
 @settings(deadline=None)
@@ -247,6 +247,15 @@ def test_another_input_size_keeps_the_proportion() -> None:
     assert Preprocessing(256, (224, 224)).at(448) == Preprocessing(512, (448, 448))
     assert Preprocessing((224, 224)).at(96) == Preprocessing((96, 96), (96, 96))
     assert Preprocessing(232).at(None) == Preprocessing(232)
+
+
+def test_only_a_reshaped_preprocessing_says_so() -> None:
+    """Files from before it could be said have no such key, and name the same features."""
+    usual, scrambled = Preprocessing(), Preprocessing(reshaped=True)
+    assert "reshaped" not in usual.to_dict()
+    assert Preprocessing.from_dict(scrambled.to_dict()) == scrambled
+    assert "RESHAPED" in scrambled.describe()
+    assert "RESHAPED" not in usual.describe()
 
 
 def test_encoding_as_png_loses_nothing() -> None:

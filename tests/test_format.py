@@ -1,7 +1,8 @@
 """Files of every format version so far are read, and go on being extended.
 
 ``tests/format/v1.h5`` was written once, by the featpipe that introduced version 1, and never
-changes; ``v1.json`` is what it holds. The images it was made of are put together below.
+changes; ``v1.json`` is what it holds. The images it was made of are put together below. ``v2.h5``
+is of the same images in several views, without which a file still has version 1.
 """
 
 import json
@@ -22,7 +23,12 @@ from featpipe.verification import verify
 FROZEN = Path(__file__).parent / "format"
 DATA = Path(__file__).parents[1] / "data"
 VERSIONS = range(1, FORMAT_VERSION + 1)
-SETTINGS = ExtractSettings(input_size=4)
+SETTINGS = {
+    1: ExtractSettings(input_size=4),
+    2: ExtractSettings(
+        input_size=4, views=3, augment="RandomResizedCrop(0.5,1.0),HorizontalFlip", decode="exact"
+    ),
+}
 IMAGES = {
     "a b/circle's.jpg": "shapes/circle/circle_01.jpg",
     "a b/square.png": "shapes/square/square_02.png",
@@ -55,6 +61,11 @@ def images(folder: Path) -> Path:
     return folder / "table.csv"
 
 
+def stored(cache: FeatureCache, layer: str | None = None) -> np.ndarray:
+    """Features as they lie in the file."""
+    return cache.features(layer, view=None if cache.views > 1 else 0)
+
+
 @pytest.mark.parametrize("version", VERSIONS)
 def test_every_version_is_read(version: int) -> None:
     expected = json.loads((FROZEN / f"v{version}.json").read_text(encoding="utf-8"))
@@ -65,9 +76,9 @@ def test_every_version_is_read(version: int) -> None:
         assert cache.conditions == expected["conditions"]
         assert cache.layers == {k: tuple(v) for k, v in expected["layers"].items()}
         for layer, values in expected["features"].items():
-            rows = np.array(values, np.float32)
-            np.testing.assert_array_equal(cache.features(layer)[cache.ok], rows)
-            assert np.isnan(cache.features(layer)[~cache.ok]).all()
+            rows, every = np.array(values, np.float32), stored(cache, layer)
+            np.testing.assert_array_equal(every[cache.ok], rows)
+            assert np.isnan(every[~cache.ok]).all()
     assert verify(FROZEN / f"v{version}.h5", sample=0).ok
 
 
@@ -95,13 +106,19 @@ def test_every_version_is_extended_without_computing_anything_again(
     totals: list[int] = []
     with (
         extract_features(
-            table, "pixels", out, SETTINGS, on_progress=lambda done, total: totals.append(total)
+            table,
+            "pixels",
+            out,
+            SETTINGS[version],
+            on_progress=lambda done, total: totals.append(total),
         ) as cache,
         FeatureCache.open(FROZEN / f"v{version}.h5") as old,
     ):
         assert totals == [1]
         assert cache.table.ids.tolist() == [*old.table.ids, "new.png"]
-        np.testing.assert_array_equal(cache.features()[:-1], old.features())
+        np.testing.assert_array_equal(stored(cache)[:-1], stored(old))
+        with h5py.File(out) as file:
+            assert file.attrs["format_version"] == version
 
 
 def freeze(version: int) -> None:
@@ -111,14 +128,14 @@ def freeze(version: int) -> None:
     table = images(Path("images"))
     out = FROZEN / f"v{version}.h5"
     assert not out.exists(), f"{out} is frozen"
-    with extract_features(table, "pixels", out, SETTINGS, ImageSettings()) as cache:
+    with extract_features(table, "pixels", out, SETTINGS[version], ImageSettings()) as cache:
         document = {
             "columns": cache.columns(),
             "classes": cache.table.classes,
             "spec": cache.spec.to_dict(),
             "conditions": cache.conditions,
             "layers": cache.layers,
-            "features": {layer: cache.features(layer)[cache.ok].tolist() for layer in cache.layers},
+            "features": {layer: stored(cache, layer)[cache.ok].tolist() for layer in cache.layers},
         }
     text = json.dumps(document, indent=1)
     (FROZEN / f"v{version}.json").write_text(text + "\n", encoding="utf-8")

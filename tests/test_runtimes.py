@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import pytest
 import torch
 from torch import nn
 
-from featpipe.backbones import Backbone
+from featpipe.backbones import Backbone, load_backbone
 from featpipe.cache import FeatureCache
 from featpipe.decode import Preprocessing
 from featpipe.device import available_cores, precisions
@@ -473,3 +474,16 @@ def test_ctrl_c_is_heard_when_one_model_has_given_way_to_another() -> None:
         [sys.executable, "-c", SIGNAL_AFTER_MODELS], capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr or done.returncode
+
+
+@pytest.mark.parametrize("runtime", plugin_names("runtimes"))
+def test_a_reshaped_picture_is_what_numpy_makes_of_it_in_every_runtime(runtime: str) -> None:
+    settings = ExtractSettings(weights="random", batch_size=4, runtime=runtime, precision="float32")
+    loaded = load_backbone("resnet18", "random", input_size=64)
+    scrambled = replace(loaded.preprocessing, reshaped=True)
+    given = pixels(4)
+    wanted = given.reshape(4, 3, 64, 64).transpose(0, 2, 3, 1)
+    plain = run(prepare(loaded, settings), wanted)
+    found = run(prepare(replace(loaded, preprocessing=scrambled), settings), given)
+    for layer, values in plain.items():
+        np.testing.assert_allclose(found[layer], values, atol=1e-5)

@@ -59,6 +59,11 @@ CHANGES = {
         "precision: cached float32, requested bfloat16", settings={"precision": "bfloat16"}
     ),
     "dtype": Change("dtype: cached float32, requested float16", settings={"dtype": "float16"}),
+    "views": Change(
+        "views count: cached nothing, requested 2",
+        settings={"views": 2, "augment": "HorizontalFlip"},
+        same_values=True,  # of the plain view
+    ),
 }
 
 

@@ -80,6 +80,28 @@ def test_each_perceptron_ends_as_it_would_alone(shape: Shape) -> None:
             torch.testing.assert_close(bias, other_bias, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.parametrize("shape", SHAPES, ids=["linear", "batch-norm", "sgd", "all-rows"])
+def test_each_perceptron_draws_the_views_it_would_draw_alone(shape: Shape) -> None:
+    views = 4
+    X, y = noisy(203 * views)
+    y = y[::views].repeat_interleave(views)
+    problems = [
+        replace(problem, train=problem.train * views, val=problem.val * views, views=count)
+        for problem, count in zip(several(), itertools.cycle([views, 1, views]), strict=False)
+    ]
+    together = train_stacked(X, y, shape, problems)
+    for problem, one in zip(problems, together, strict=True):
+        (alone,) = train_stacked(X, y, shape, [problem])
+        assert one.kept == alone.kept
+        for row, other in zip(one.curves, alone.curves, strict=True):
+            assert row == pytest.approx(other, rel=1e-4, abs=1e-5)
+        for (weight, _), (other_weight, _) in zip(one.layers, alone.layers, strict=True):
+            torch.testing.assert_close(weight, other_weight, rtol=1e-3, atol=1e-4)
+    # And the views make a difference.
+    (plain,) = train_stacked(X, y, shape, [replace(problems[0], views=1)])
+    assert not torch.allclose(plain.layers[0][0], together[0].layers[0][0], atol=1e-3)
+
+
 @pytest.mark.parametrize("batch_size", [None, 60])
 def test_a_batch_taken_in_parts_has_the_gradient_of_the_whole(batch_size: int | None) -> None:
     X, y = noisy()

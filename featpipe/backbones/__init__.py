@@ -12,9 +12,15 @@ from torch import nn
 
 from featpipe.decode import Preprocessing
 from featpipe.errors import BackboneError, FeatpipeError, LayerError, WeightsError
-from featpipe.layers import HookedLayers, TracedLayers, needed_tensors, open_layers
+from featpipe.layers import (
+    HookedLayers,
+    TracedLayers,
+    needed_tensors,
+    open_layers,
+    structure_of,
+)
 from featpipe.registry import load_plugin, plugin_names
-from featpipe.weights import Loaded, listing
+from featpipe.weights import Loaded, digest_weights, listing
 
 DEFAULT_SOURCE = "torchvision"
 IMPORTED = "import"  # in place of a source: the features were computed elsewhere
@@ -91,6 +97,12 @@ class Backbone:
                 "Give complete weights, or an earlier --layer."
             )
         return cut
+
+    def digest(self, cut: nn.Module) -> str:
+        """BLAKE2b-128, hex, of the tensors that a cut of it computes with."""
+        # A name stands for one architecture, but for the user's own, whose code may change.
+        structure = structure_of(cut) if self.source == "python" else ""
+        return digest_weights(needed_tensors(cut), structure)
 
 
 def parse_backbone(text: str) -> tuple[str, str, str | None]:

@@ -102,3 +102,46 @@ def _without_none(annotation: Any) -> Any:
 json_option = click.option(
     "--json", "as_json", is_flag=True, help="Print one JSON document instead of text."
 )
+
+
+def _together(*options: Callable[[Command], Command]) -> Callable[[Command], Command]:
+    def decorate(function: Command) -> Command:
+        for option in reversed(options):
+            function = option(function)
+        return function
+
+    return decorate
+
+
+# What is not given is the head's own default.
+descent_options = _together(
+    click.option("--lr", type=float, help="Learning rate."),
+    click.option("--optimizer", type=click.Choice(["adam", "adamw", "sgd"])),
+    click.option(
+        "--schedule",
+        type=click.Choice(["constant", "cosine", "one-cycle"]),
+        help="Of the learning rate.",
+    ),
+    click.option("--momentum", type=float, help="Of SGD."),
+    click.option("--weight-decay", type=float),
+    click.option("--label-smoothing", type=float, help="Share of the target that classes share."),
+    click.option("--clip", type=float, help="Largest norm of the gradient."),
+    click.option("--class-weight", type=click.Choice(["balanced"]), help="Of rows, by class."),
+    click.option("--epochs", type=int),
+    click.option("--batch-size", type=int),
+    click.option(
+        "--patience", type=int, help="Epochs without a lower validation loss; 0: never stop."
+    ),
+)
+tail_options = _together(
+    click.option(
+        "--freeze-norm/--no-freeze-norm",
+        default=None,
+        help="The tail's batch norm stays as it is.",
+    ),
+    click.option(
+        "--precision",
+        type=click.Choice(["auto", "float32", "bfloat16"]),
+        help="What the tail is trained in.",
+    ),
+)

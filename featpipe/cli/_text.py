@@ -3,13 +3,15 @@
 import re
 from collections import Counter
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from featpipe.cache import FeatureCache
 from featpipe.cli._output import percent, print_table, say, seconds
-from featpipe.compare import Comparison
+
+if TYPE_CHECKING:
+    from featpipe.compare import Comparison
 
 
 def default_out(images: str, backbone: str) -> Path:
@@ -43,7 +45,7 @@ def describe_cache(cache: FeatureCache) -> dict[str, Any]:
     }
 
 
-def print_comparison(comparison: Comparison) -> None:
+def print_comparison(comparison: "Comparison") -> None:
     """The table of routes, on stdout."""
     has = comparison.split.parts()
     parts = [part for part in ("train", "val", "test") if part in has]

@@ -58,7 +58,8 @@ def command(
         return
     shapes = ", ".join(f"{name} {tuple(shape)}" for name, shape in cache.layers.items())
     usable = int(cache.ok.sum())
-    say(f"{usable} of {len(cache)} images, {shapes}, in {target}")
+    several = f", {cache.views} views" if cache.views > 1 else ""
+    say(f"{usable} of {len(cache)} images{several}, {shapes}, in {target}")
     if usable < len(cache):
         note(f"featpipe info {target} lists the images without features.")
 

@@ -65,6 +65,8 @@ def _print_spec(spec: dict[str, Any]) -> None:
     say(f"preprocessing {described}")
     say(f"decoder       {spec['decoder']}")
     say(f"precision     {spec['precision']}, stored as {spec['dtype']}")
+    if views := spec.get("views"):
+        say(f"views         {views['count']}: {views['transforms']}, seed {views['seed']}")
 
 
 def _print_cache(document: dict[str, Any]) -> None:

@@ -62,7 +62,7 @@ def command(
     for file in filter(None, (out, grid)):
         if not Path(file).parent.is_dir():
             raise click.BadParameter(f"there is no folder {Path(file).parent} for {file}.")
-    loaded = Classifier.load(classifier)
+    loaded = Classifier.load(classifier, settings.trust_code)
     source = open_several(images)
     predictions = []
     with progress(quiet) as reporter:

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from featpipe.cli._options import json_option, settings_options
+from featpipe.cli._options import descent_options, json_option, settings_options, tail_options
 from featpipe.settings import TrainSettings
 
 
@@ -26,7 +26,7 @@ def _widths(ctx: click.Context, parameter: click.Parameter, value: str | None) -
     "--head",
     default="linear",
     show_default=True,
-    help="linear, mlp, logistic, ridge, lda, knn, centroid, sklearn:MODULE.CLASS, ...",
+    help="linear, mlp, logistic, ridge, lda, knn, centroid, tail, sklearn:MODULE.CLASS, ...",
 )
 @click.option("-o", "--out", help="Folder for what is made [default: FEATURES-HEAD, here].")
 @click.option(
@@ -54,22 +54,15 @@ def _widths(ctx: click.Context, parameter: click.Parameter, value: str | None) -
 @click.option("--hidden", callback=_widths, help="Widths of the hidden layers: 460, or 512,256.")
 @click.option("--dropout", type=float)
 @click.option("--batch-norm/--no-batch-norm", default=None, help="Before each hidden ReLU.")
-@click.option("--lr", type=float, help="Learning rate.")
-@click.option("--optimizer", type=click.Choice(["adam", "adamw", "sgd"]))
-@click.option(
-    "--schedule",
-    type=click.Choice(["constant", "cosine", "one-cycle"]),
-    help="Of the learning rate.",
-)
-@click.option("--momentum", type=float, help="Of SGD.")
-@click.option("--weight-decay", type=float)
-@click.option("--label-smoothing", type=float, help="Share of the target that classes share.")
+@descent_options
 @click.option("--mixup", type=float, help="Rows are mixed in pairs, by Beta(MIXUP, MIXUP).")
-@click.option("--clip", type=float, help="Largest norm of the gradient.")
-@click.option("--class-weight", type=click.Choice(["balanced"]), help="Of rows, by class.")
-@click.option("--epochs", type=int)
-@click.option("--batch-size", type=int)
-@click.option("--patience", type=int, help="Epochs without a lower validation loss; 0: never stop.")
+@click.option(
+    "--train", type=click.Choice(["last", "all"]), help="What of the tail: its last layer, or all."
+)
+@tail_options
+@click.option(
+    "--weights", metavar="PATH", help="Where the tail's backbone has its weights, if elsewhere."
+)
 @click.option("--standardize/--no-standardize", default=None)
 @click.option(
     "--set", "extra", multiple=True, metavar="NAME=VALUE", help="Any other option of the head."
@@ -103,11 +96,12 @@ def command(
     from sklearn.exceptions import ConvergenceWarning
 
     from featpipe.cache import FeatureCache
+    from featpipe.checkpoint import Checkpoints
     from featpipe.cli._output import note, print_json, progress
+    from featpipe.cli._results import Epochs, draw, saying_how_to_resume, show
     from featpipe.cli._training import assigned, budgets_of, grid_of, value_of
     from featpipe.heads import make_head
-    from featpipe.split import save_split
-    from featpipe.train import train_head
+    from featpipe.train import save_run, train_head
 
     if more and not sweep:
         raise click.BadParameter(f"{more[0]!r} stands behind no --sweep.")
@@ -120,104 +114,45 @@ def command(
     grid = grid_of([*sweep, *more], whole)
     for name in sorted(grid.keys() & chosen.keys()):
         raise click.BadParameter(f"{name} is given once for all candidates, and in --sweep.")
+    epochs = Epochs({**defaults, **chosen}.get("epochs", 0))
     folder = Path(out) if out else Path(f"{Path(features).stem}-{_slug(head)}")
     if folder.exists() and not folder.is_dir():
         raise click.BadParameter(f"{folder} is a file; --out names a folder.")
     with (
         FeatureCache.open(features) as cache,
-        progress(quiet) as reporter,
+        progress(quiet, lambda: epochs.last) as reporter,
         warnings.catch_warnings(record=True) as caught,
+        saying_how_to_resume(folder / "unfinished"),
     ):
         warnings.simplefilter("always", ConvergenceWarning)
-        table = cache.table
+        table, report = cache.table, reporter("sweep")
+        if head == "tail":
+            epochs.report = reporter("train")
         classifier, result = train_head(
             cache,
             head,
             settings,
             grid,
             [layer.strip() for layer in layers.split(",")] if layers else (),
-            reporter("sweep"),
+            report,
             budgets,
             against,
+            folder / "unfinished",
+            epochs,
             **chosen,
         )
     for message in dict.fromkeys(str(warning.message) for warning in caught):
         note(message, warning=True)
-    folder.mkdir(parents=True, exist_ok=True)
-    result.save(folder / "result.json")
-    classifier.save(folder / "classifier.safetensors")
-    assert result.split is not None
-    save_split(result.split, table, folder / "split.csv")
+    save_run(folder, classifier, result, table)
+    Checkpoints(folder / "unfinished").clear()
     document = {"out": str(folder), **result.to_dict()}
     random = " (random weights)" if classifier.spec.random_weights else ""
-    _draw(document, folder, f"{Path(features).stem}: {head}{random}")
+    draw(document, folder, f"{Path(features).stem}: {head}{random}")
     if as_json:
         print_json(document)
     else:
-        _print(document, classifier.classes)
+        show(document, classifier.classes)
 
 
 def _slug(name: str) -> str:
     return re.sub(r"[^\w.-]+", "-", name)
-
-
-def _draw(document: dict[str, Any], folder: Path, title: str) -> None:
-    """Whatever there is to see, as pictures."""
-    from featpipe.durable import save_json
-    from featpipe.report.plots import plot_budget, plot_curves, plot_path, plot_reliability
-
-    if document["curves"]:
-        save_json(folder / "curves.json", document["curves"])
-        plot_curves(document["curves"], folder / "curves.png", title)
-    calibration = document["calibration"]
-    if calibration:
-        shown = f"{title}, {calibration['shown']}"
-        after = calibration["after"]
-        plot_reliability(calibration["before"], after, folder / "reliability.png", shown)
-    sweep = document["sweep"]
-    if sweep and len(sweep["candidates"]) > 1:
-        metric = sweep["metric"]
-        points = []
-        for one in sweep["candidates"]:
-            low, high = one["intervals_95"].get(metric) or (None, None)
-            point = {"layer": one["layer"], "options": one["options"], "mean": one.get(metric)}
-            points.append({**point, "low": low, "high": high})
-        plot_path(points, folder / "sweep.png", title, sweep["best"], metric)
-    if document["budget"]:
-        series = {document["conditions"]["head"]: document["budget"]["points"]}
-        plot_budget(series, folder / "budget.png", title)
-
-
-def _print(document: dict[str, Any], classes: tuple[str, ...]) -> None:
-    from featpipe.cli._output import say, seconds
-    from featpipe.cli._training import (
-        print_budget,
-        print_calibration,
-        print_classes,
-        print_curves,
-        print_paired,
-        print_scores,
-        print_sweep,
-    )
-
-    if document["sweep"]:
-        print_sweep(document["sweep"])
-    elif document["curves"]:
-        print_curves(document["curves"])
-    scores = document["scores"]
-    print_scores(scores)
-    part = list(scores)[-1]
-    print_classes(part, scores[part], classes)
-    print_calibration(document["calibration"])
-    print_paired(document["paired"], part)
-    if document["budget"]:
-        print_budget(document["budget"])
-    conditions = document["conditions"]
-    say()
-    say(
-        f"{conditions['head']} on {conditions['layer']} of {conditions['spec']['backbone']}"
-        f"{' (RANDOM weights)' if conditions['spec']['random_weights'] else ''}; split "
-        f"{conditions['split']['origin']}; {document['parameters']:,} parameters; "
-        f"{seconds(document['seconds'])} s on {conditions['machine']['cpu']}"
-    )
-    say(f"Saved in {document['out']}")

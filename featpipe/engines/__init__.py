@@ -19,7 +19,7 @@ class LoadedImage:
 
     Attributes
     ----------
-    pixels : uint8 array, shape (height, width, 3), or None
+    pixels : uint8 array, shape (height, width, 3) or (views, height, width, 3), or None
     status : Status
     reason : str
         Empty if the status is OK.

@@ -6,11 +6,10 @@ parameters are its options.
 
 import inspect
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Self
 
 import numpy as np
-from scipy.special import expit, softmax
 from sklearn.base import BaseEstimator, ClassifierMixin, clone
 from sklearn.utils._param_validation import InvalidParameterError
 from sklearn.utils.multiclass import check_classification_targets, type_of_target
@@ -25,12 +24,13 @@ from featpipe.descent import Epochs
 from featpipe.errors import HeadError, UnknownNameError
 from featpipe.registry import load_plugin, no_such
 from featpipe.settings import TrainSettings
-from featpipe.streamed import StreamedRows, moments_of
-from featpipe.tasks import Outcome, Task
+from featpipe.spec import Spec
+from featpipe.streamed import StreamedRows, moments
+from featpipe.streamed import scales as scales
+from featpipe.targets import probabilities as probabilities
+from featpipe.tasks import Outcome, Task, every_view
 
 Validation = tuple[np.ndarray, np.ndarray]
-
-MOMENT_VALUES = 1 << 22  # in float64 at once
 
 
 class Head(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
@@ -42,7 +42,8 @@ class Head(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     standardised by the training rows' mean and deviation before it sees them. If its
     ``multilabel`` is true it also takes one column of 0 and 1 for each label; its logits are
     then those of each label by itself. If its ``streams`` is true it implements
-    ``_learn_streamed``, and its ``cross_fit`` takes `StreamedRows`, too.
+    ``_learn_streamed``, and its ``cross_fit`` takes `StreamedRows`, too. If its ``halves`` is
+    true it takes float16 features as they are, in half the memory.
 
     Attributes
     ----------
@@ -53,10 +54,41 @@ class Head(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         Whether it was fitted on multi-label targets.
     curves_ : list of dict
         One an epoch, where there are epochs; else empty.
+    on_epoch : callable or None
+        Is given each row of the curves while a head with epochs of its own is fitted.
     """
 
     multilabel = False
     streams = False
+    halves = False
+    on_epoch: Callable[[dict[str, float]], None] | None = None
+    _views = 1  # of each image, while it is being fitted
+
+    def on(self, spec: Spec, layer: str, shape: tuple[int, ...]) -> Self:
+        """The head to be fitted on features of a layer: this one, or an unfitted copy.
+
+        Parameters
+        ----------
+        spec : Spec
+            Of the features.
+        layer : str
+        shape : tuple of int
+            Of one image's features.
+        """
+        return self
+
+    def check_width(self, n_features: Any, state: dict[str, np.ndarray]) -> None:
+        """Raise ValueError if a head of such arrays cannot have so many features.
+
+        Asked of a file before anything as large as that is made.
+        """
+        most = max((array.size for array in state.values()), default=0)
+        if type(n_features) is not int or not 1 <= n_features <= most:
+            raise ValueError(f"n_features is {n_features!r}, its largest array has {most} values")
+
+    @property
+    def _types(self) -> list[Any]:
+        return [np.float64, np.float32, *([np.float16] if self.halves else [])]
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
@@ -75,20 +107,44 @@ class Head(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         """
         return self._fit_weighted(X, y, validation, None)
 
+    def fit_views(
+        self, X: np.ndarray, y: np.ndarray, validation: Validation | None, views: int
+    ) -> Self:
+        """As `fit`, on several views of each image.
+
+        Heads with epochs draw one of them for each in every epoch; to others they are rows that
+        together weigh as much as one.
+
+        Parameters
+        ----------
+        X : float array, shape (n * views, d)
+            Image `i` has the rows from ``i * views`` on.
+        y : array, shape (n,) or (n, labels)
+        validation : pair of arrays
+            A row an image.
+        views : int
+        """
+        if views == 1:
+            return self.fit(X, y, validation=validation)
+        self._views = views
+        try:
+            weights = np.full(len(X), 1 / views)
+            return self._fit_weighted(X, np.repeat(y, views, axis=0), validation, weights)
+        finally:
+            del self._views
+
     def _fit_weighted(
         self, X: Any, y: Any, validation: Validation | None, sample_weight: Any
     ) -> Self:
         self.validate_options()
-        X, y = validate_data(
-            self, X, y, dtype=[np.float64, np.float32], multi_output=self.multilabel
-        )
+        X, y = validate_data(self, X, y, dtype=self._types, multi_output=self.multilabel)
         if y.ndim == 2 and y.shape[1] == 1:
             y = column_or_1d(y, warn=True)
         check_classification_targets(y)
         codes = self._targets(y)
         held_out = None
         if validation is not None and len(validation[0]):
-            X_val = validate_data(self, validation[0], reset=False, dtype=[np.float64, np.float32])
+            X_val = validate_data(self, validation[0], reset=False, dtype=self._types)
             held_out = self._known(X_val, np.asarray(validation[1]))
         weights = None
         if sample_weight is not None:
@@ -98,7 +154,8 @@ class Head(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self._mean: np.ndarray | None = None
         self._scale: np.ndarray | None = None
         if getattr(self, "standardize", False):
-            self._mean, self._scale = moments(X, weights)
+            # Weights of views are all alike.
+            self._mean, self._scale = moments(X, weights if self._views == 1 else None)
             X = self._standardized(X)
             if held_out is not None:
                 held_out = self._standardized(held_out[0]), held_out[1]
@@ -107,9 +164,14 @@ class Head(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         return self
 
     def fit_streamed(
-        self, rows: StreamedRows, y: np.ndarray, train: np.ndarray, select: np.ndarray
+        self,
+        rows: StreamedRows,
+        y: np.ndarray,
+        train: np.ndarray,
+        select: np.ndarray,
+        views: int = 1,
     ) -> Self:
-        """As `fit`, on features that are read block by block.
+        """As `fit` or `fit_views`, on features that are read block by block.
 
         Parameters
         ----------
@@ -119,6 +181,8 @@ class Head(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         train, select : int arrays, ascending
             Row numbers; those of `select` only select the epoch, and may be none. Their classes
             occur in training.
+        views : int
+            Rows of each image, of which `train` names the first.
         """
         self.validate_options()
         self._targets(y[train])
@@ -126,10 +190,14 @@ class Head(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self.n_features_in_, self.curves_ = rows.shape[1], []
         self._mean = self._scale = None
         if getattr(self, "standardize", False):
-            mean, variance = rows.moments(train)
+            mean, variance = rows.moments(every_view(train, views))
             self._mean, self._scale = scales(mean, np.sqrt(variance), np.dtype(np.float32))
             rows = rows.standardised(self._mean, self._scale)
-        self._learn_streamed(rows, codes, train, select)
+        self._views = views
+        try:
+            self._learn_streamed(rows, codes, train, select)
+        finally:
+            del self._views
         return self
 
     def _learn_streamed(
@@ -166,12 +234,14 @@ class Head(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         known = np.isin(y, self.classes_)
         if not known.any():
             return None
+        if known.all():  # without a copy of what may be all that memory holds
+            return X, np.searchsorted(self.classes_, y)
         return X[known], np.searchsorted(self.classes_, y[known])
 
     def predict_proba(self, X: Any) -> np.ndarray:
         """Probabilities, shape (n, classes); rows sum to 1 unless it is multi-label."""
         check_is_fitted(self, "classes_")
-        X = validate_data(self, X, reset=False, dtype=[np.float64, np.float32])
+        X = validate_data(self, X, reset=False, dtype=self._types)
         return probabilities(self._decision(self._standardized(X)), self.multilabel_)
 
     def predict(self, X: Any) -> np.ndarray:
@@ -223,7 +293,7 @@ class Head(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
                 select = (X[task.select], targets[task.select])
                 proba, note = np.zeros((len(task.scored), n_classes)), ""
                 try:
-                    fitted.fit(X[task.train], targets[task.train], validation=select)
+                    fitted.fit_views(X[task.every], targets[task.train], select, task.views)
                     proba[:, fitted.classes_] = fitted.predict_proba(X[task.scored])
                 except (HeadError, ValueError) as error:  # scikit-learn's own, too
                     note = str(error)
@@ -297,53 +367,6 @@ class Head(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     def n_parameters(self) -> int:
         """How many numbers fitting learnt (standardisation not counted)."""
         return sum(array.size for array in self.arrays().values())
-
-
-def probabilities(
-    logits: np.ndarray, multilabel: bool = False, trained_on: np.ndarray | None = None
-) -> np.ndarray:
-    """Softmax of each row, shape (n, classes), float64; for labels the sigmoid of each.
-
-    A class that is not among those of `trained_on`, an int array, gets no probability.
-    """
-    logits = logits.astype(np.float64)
-    if trained_on is not None and not multilabel:
-        logits[:, np.bincount(trained_on, minlength=logits.shape[1]) == 0] = -np.inf
-    if multilabel:
-        return expit(logits)  # type: ignore[no-any-return]
-    return softmax(logits, axis=1)  # type: ignore[no-any-return]
-
-
-def moments(X: np.ndarray, weights: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and deviation of each feature, by which it is standardised.
-
-    Parameters
-    ----------
-    X : float array, shape (n, d)
-    weights : float array, shape (n,), or None
-
-    Returns
-    -------
-    mean, scale : arrays, shape (d,), of the type of `X`
-        A feature that hardly varies has a scale of 1.
-    """
-    if weights is None:
-        size = max(1, MOMENT_VALUES // X.shape[1])
-        parts = (X[start : start + size] for start in range(0, len(X), size))
-        mean, variance = moments_of(parts, X.shape[1])
-        deviation = np.sqrt(variance)
-    else:
-        mean = np.average(X, axis=0, weights=weights)
-        deviation = np.sqrt(np.average((X - mean) ** 2, axis=0, weights=weights))
-    return scales(mean, deviation, X.dtype)
-
-
-def scales(
-    mean: np.ndarray, deviation: np.ndarray, dtype: np.dtype[Any]
-) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and scale of features, given their mean and deviation in float64."""
-    mean, scale = mean.astype(dtype), deviation.astype(dtype)
-    return mean, np.where(scale > 1e-6 * np.abs(mean) + 1e-12, scale, 1).astype(dtype)
 
 
 def make_head(name: str, options: dict[str, Any] | None = None) -> Head:

@@ -31,7 +31,8 @@ class Head(BaseHead):
     Parameters
     ----------
     k : int
-        Neighbours; all training rows, if those are fewer.
+        Neighbours; all training rows, if those are fewer. An image of several views is one, as
+        near as its nearest view.
     temperature : float
     standardize : bool
         Standardise the features by the training rows.
@@ -64,7 +65,7 @@ class Head(BaseHead):
 
     def _fit(self, X: np.ndarray, codes: np.ndarray, validation: Validation | None) -> None:
         self._rows = normalize(torch.tensor(X)).numpy()
-        self._codes = codes.astype(np.int64)
+        self._codes = codes[:: self._views].astype(np.int64)
 
     def _decision(self, X: np.ndarray) -> np.ndarray:
         (votes,) = self.votes(X, [self.k])
@@ -86,11 +87,13 @@ class Head(BaseHead):
         device = choose_double(self.device)
         rows = torch.as_tensor(self._rows, device=device)
         codes = torch.as_tensor(self._codes, device=device)
-        most = min(max(ks), len(rows))
+        most = min(max(ks), len(codes))
         found: list[list[Tensor]] = [[] for _ in ks]
         for block in torch.split(torch.tensor(X), max(1, BLOCK_VALUES // len(rows))):
             queries = normalize(block.to(device, rows.dtype))
-            nearest = (queries @ rows.T).topk(most, dim=1)
+            # Of an image's views the nearest counts: they are not neighbours of their own.
+            near = (queries @ rows.T).view(len(block), len(codes), -1).amax(dim=2)
+            nearest = near.topk(most, dim=1)
             # The nearest row's vote is 1: no temperature makes all votes vanish.
             distance = nearest.values.double() - nearest.values[:, :1].double()
             votes = (distance / self.temperature).exp()
@@ -118,7 +121,7 @@ class Head(BaseHead):
             for place, task in enumerate(tasks):
                 begun = time.perf_counter()
                 one = clone(heads[numbers[0]]).set_params(standardize=False)
-                one.fit(X[task.train], targets[task.train])
+                one.fit_views(X[task.every], targets[task.train], None, task.views)
                 every = one.votes(X[task.scored], [heads[number].k for number in numbers])
                 share = (time.perf_counter() - begun) / len(numbers)
                 for number, votes in zip(numbers, every, strict=True):
@@ -127,7 +130,7 @@ class Head(BaseHead):
                     yield Outcome(number, place, proba, share)
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """The training rows, of length 1, and their classes' numbers."""
+        """The training rows, of length 1, and the numbers of their images' classes."""
         return {"rows": self._rows, "codes": self._codes}
 
     def set_arrays(self, arrays: dict[str, np.ndarray]) -> None:

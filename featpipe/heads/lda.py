@@ -19,7 +19,7 @@ class Head(LinearHead):
     ----------
     shrinkage : "auto" or float
         From 0, the covariance within the classes as it is, to 1, the sphere of equal mean
-        variance. ``auto`` is Ledoit's and Wolf's.
+        variance. ``auto`` is Ledoit's and Wolf's, the views of an image being one draw.
     standardize : bool
         Standardise the features by the training rows.
 
@@ -52,7 +52,7 @@ class Head(LinearHead):
         within = X - means[codes]
         sphere = float((within**2).mean())
         if self.shrinkage == "auto":
-            self.shrinkage_ = float(ledoit_wolf_shrinkage(within, assume_centered=True))
+            self.shrinkage_ = _ledoit_wolf(within, self._views)
         else:
             self.shrinkage_ = float(self.shrinkage)
         share = max(self.shrinkage_, LEAST)
@@ -60,6 +60,20 @@ class Head(LinearHead):
         coef = _solved(within, 1 - share, max(share * sphere, 1e-300), between).T
         intercept = np.log(np.bincount(codes) / len(X)) - (coef * (means + middle)).sum(axis=1) / 2
         return coef, intercept
+
+
+def _ledoit_wolf(rows: np.ndarray, views: int) -> float:
+    """Their shrinkage; views of an image are one draw, whose products are averaged."""
+    if views == 1:
+        return float(ledoit_wolf_shrinkage(rows, assume_centered=True))
+    n, d = rows.shape
+    square = rows.T @ rows if d <= n else rows @ rows.T
+    norm = float((square**2).sum()) / n**2  # of the covariance
+    away = norm - float((rows**2).sum() / n) ** 2 / d
+    images = rows.reshape(-1, views, d)
+    inner = images @ images.transpose(0, 2, 1)
+    spread = (float((inner**2).sum()) / views**2 / len(images) - norm) / len(images)
+    return min(1.0, max(0.0, spread) / away) if away > 0 else 0.0
 
 
 def _solved(rows: np.ndarray, share: float, sphere: float, right: np.ndarray) -> np.ndarray:

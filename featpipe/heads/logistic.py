@@ -19,7 +19,7 @@ from featpipe.heads import probabilities
 from featpipe.linear_head import WeightedHead, both_columns
 from featpipe.logistic import Rows, Solution, Solver
 from featpipe.streamed import StreamedRows
-from featpipe.tasks import Outcome, Task
+from featpipe.tasks import Outcome, Task, every_view
 
 MOST_BYTES = 1 << 30  # that the solver remembers of the tasks it solves side by side
 MEMORIES = 32  # times the coefficients: its history, and what is in between
@@ -92,8 +92,9 @@ class Head(WeightedHead):
     def _learn_streamed(
         self, rows: StreamedRows, codes: np.ndarray, train: np.ndarray, select: np.ndarray
     ) -> None:
-        given = _rows_of(rows, train, self.device)
-        self._coef, self._intercept = self._solve_rows(given, codes[train], np.ones(len(train)))
+        every = every_view(train, self._views)
+        given, weights = _rows_of(rows, every, self.device), np.full(len(every), 1 / self._views)
+        self._coef, self._intercept = self._solve_rows(given, codes[every], weights)
 
     def _solve_rows(
         self, given: Rows, codes: np.ndarray, weights: np.ndarray
@@ -176,7 +177,7 @@ class Head(WeightedHead):
                 begun = time.perf_counter()
                 weights = np.zeros((len(some), X.shape[0]))
                 for row, task in zip(weights, some, strict=True):
-                    row[task.train] = 1
+                    row[task.every] = 1 / task.views
                 weights = head._row_weights(targets, weights, np.arange(n_classes))
                 path = head._minima(solvers[head.fit_intercept], targets, weights, n_classes, Cs)
                 share = (time.perf_counter() - begun) / (len(some) * len(numbers))

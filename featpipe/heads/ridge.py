@@ -26,7 +26,8 @@ class Head(WeightedHead):
     ----------
     alpha : float or None
         Penalty. None: of 33 penalties the one whose squared error on rows left out, one at a
-        time, is smallest; all of them come from one eigendecomposition.
+        time, or on images with all their views, is smallest; all of them come from one
+        eigendecomposition.
     standardize : bool
         Standardise the features by the training rows.
 
@@ -53,7 +54,7 @@ class Head(WeightedHead):
     def _solve(
         self, X: np.ndarray, codes: np.ndarray, weights: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
-        spectrum = _Spectrum(X, codes, weights, len(self.classes_))
+        spectrum = _Spectrum(X, codes, weights, len(self.classes_), self._views)
         self.alpha_ = self.alpha or spectrum.left_out()
         return spectrum.solve(self.alpha_)
 
@@ -70,9 +71,10 @@ class Head(WeightedHead):
         assert isinstance(X, np.ndarray)
         for place, task in enumerate(tasks):
             begun = time.perf_counter()
-            classes, codes = np.unique(targets[task.train], return_inverse=True)
-            ones = np.ones(len(task.train))
-            spectrum = _Spectrum(X[task.train], codes, ones, len(classes))
+            every, views = task.every, task.views
+            classes, codes = np.unique(targets[every], return_inverse=True)
+            weights = np.full(len(every), 1 / views)
+            spectrum = _Spectrum(X[every], codes, weights, len(classes), views)
             for number, head in enumerate(heads):
                 coef, intercept = spectrum.solve(head.alpha or spectrum.left_out())
                 proba = np.zeros((len(task.scored), n_classes))
@@ -86,8 +88,15 @@ class Head(WeightedHead):
 class _Spectrum:
     """The training rows' singular values, from which every penalty's solution follows."""
 
-    def __init__(self, X: np.ndarray, codes: np.ndarray, weights: np.ndarray, classes: int) -> None:
-        used = weights > 0
+    def __init__(
+        self,
+        X: np.ndarray,
+        codes: np.ndarray,
+        weights: np.ndarray,
+        classes: int,
+        views: int = 1,
+    ) -> None:
+        used, self._views = weights > 0, views
         X, codes, self._weights = X[used].astype(np.float64), codes[used], weights[used]
         outputs = np.arange(classes) if classes > 2 else np.array([1])
         targets = np.where(codes[:, None] == outputs, 1.0, -1.0)
@@ -118,11 +127,24 @@ class _Spectrum:
         for alpha in alphas:
             share = self._values / (self._values + alpha)
             residual = self._wanted - self._left @ (share[:, None] * self._inside)
+            if self._views > 1:
+                errors.append(self._without_image(share, residual))
+                continue
             # Of a row of weight 2 one copy is left out, and the other stays.
             leverage = (self._left**2) @ share / self._weights + 1 / self._weights.sum()
             alone = np.maximum(1 - leverage, 1e-12)
             errors.append(float(((residual / alone[:, None]) ** 2).sum()))
         return float(alphas[int(np.argmin(errors))])
+
+    def _without_image(self, share: np.ndarray, residual: np.ndarray) -> float:
+        """Squared error on each image's views by a fit without all of them."""
+        left = self._left.reshape(-1, self._views, len(share))
+        root = np.sqrt(self._weights).reshape(-1, self._views, 1)
+        own = (left * share) @ left.transpose(0, 2, 1)
+        own += root @ root.transpose(0, 2, 1) / self._weights.sum()
+        apart = np.eye(self._views) * (1 + 1e-12) - own
+        alone = np.linalg.solve(apart, residual.reshape(len(left), self._views, -1))
+        return float((alone**2).sum())
 
 
 def _largest(square: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -13,6 +13,7 @@ from typing import Any, Self
 import numpy as np
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils import all_estimators
+from sklearn.utils.validation import has_fit_parameter
 
 from featpipe.errors import HeadError
 from featpipe.estimators import estimator_from_bytes, estimator_to_bytes
@@ -45,6 +46,9 @@ class Head(BaseHead):
 
     Notes
     -----
+    Views of an image are rows of a weight of 1 / views where the classifier takes weights; what it
+    chooses by folds of its own, such as LogisticRegressionCV, tears them apart.
+
     Where neighbours are searched for and ``algorithm`` is not said it is ``brute``, which
     ``auto`` is from 16 features on: a search tree cannot be saved without pickle.
     """
@@ -111,8 +115,11 @@ class Head(BaseHead):
             ) from error
 
     def _fit(self, X: np.ndarray, codes: np.ndarray, validation: Validation | None) -> None:
+        estimator, weights = self._build(), {}
+        if self._views > 1 and has_fit_parameter(estimator, "sample_weight"):
+            weights["sample_weight"] = np.full(len(X), 1 / self._views)
         with self._as_ours():
-            self.estimator_ = self._build().fit(X, codes)
+            self.estimator_ = estimator.fit(X, codes, **weights)
 
     def _decision(self, X: np.ndarray) -> np.ndarray:
         fitted, classes = self.estimator_, len(self.classes_)

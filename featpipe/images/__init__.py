@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
 
+import numpy as np
+
 from featpipe.checksums import digest_blocks, digest_bytes
 from featpipe.errors import ImagesError
 from featpipe.registry import load_plugin, plugin_names
@@ -58,6 +60,24 @@ class ImageSource:
         if self.path_of is None:
             return digest_bytes(self.read(row))
         return digest_blocks(read_blocks(self.path_of(row)))
+
+    def only(self, rows: np.ndarray) -> "ImageSource":
+        """The images of some rows; classes that none of them has are gone."""
+        table, inner = self.table, self.path_of
+        labels = splits = groups = None
+        if table.labels is not None:
+            labels = [table.classes[code] if code >= 0 else None for code in table.labels[rows]]
+        if table.splits is not None:
+            splits = table.splits[rows].tolist()
+        if table.groups is not None:
+            groups = table.groups[rows].tolist()
+        return ImageSource(
+            self.location,
+            make_table(table.ids[rows].tolist(), labels, splits, groups),
+            lambda row: self.read(int(rows[row])),
+            self.note,
+            None if inner is None else lambda row: inner(int(rows[row])),
+        )
 
 
 def file_source(location: str, root: Path, table: ImageTable, note: str = "") -> ImageSource:

@@ -58,6 +58,18 @@ def fastest(device: str, precision: str) -> list[str]:
     return sorted(able, key=lambda name: -ranks[name])
 
 
+def of_views(
+    forward: Callable[[np.ndarray], dict[str, np.ndarray]], pixels: np.ndarray
+) -> dict[str, np.ndarray]:
+    """Features of every view, shape (batch, views, ...), of uint8 (batch, views, h, w, 3).
+
+    One forward pass a view: the plain ones are computed in the same company as without others,
+    and no batch is larger than it would be.
+    """
+    each = [forward(np.ascontiguousarray(pixels[:, view])) for view in range(pixels.shape[1])]
+    return {layer: np.stack([one[layer] for one in each], axis=1) for layer in each[0]}
+
+
 def in_batches(
     pixels: np.ndarray, size: int, run: Callable[[np.ndarray], tuple[np.ndarray, ...]]
 ) -> tuple[np.ndarray, ...]:
