@@ -274,11 +274,10 @@ class CacheBuilder:
             and not old.damaged
             and not self._damaged
             and np.array_equal(old.digests, self._digests)
-            and np.array_equal(old.table.ids, self.table.ids)
             and old.table.classes == self.table.classes
             and all(
                 np.array_equal(getattr(old.table, name), getattr(self.table, name))
-                for name in ("labels", "splits", "groups")
+                for name in ("ids", "labels", "splits", "groups")
             )
         )
 

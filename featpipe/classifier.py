@@ -19,7 +19,8 @@ from featpipe.engines import Batch
 from featpipe.errors import ClassifierError, FeatpipeError
 from featpipe.extract import Progress
 from featpipe.extractor import Extractor, rebuild
-from featpipe.heads import Head, make_head
+from featpipe.head import Head
+from featpipe.heads import make_head
 from featpipe.images import ImageSource
 from featpipe.registry import load_plugin
 from featpipe.settings import ExtractSettings

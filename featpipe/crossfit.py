@@ -8,7 +8,7 @@ import numpy as np
 from featpipe.cache import FeatureCache
 from featpipe.device import memory_bytes
 from featpipe.errors import HeadError
-from featpipe.heads import Head
+from featpipe.head import Head
 from featpipe.settings import TrainSettings
 from featpipe.streamed import StreamedRows, moments_of, scales
 from featpipe.targets import Targets

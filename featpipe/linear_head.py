@@ -5,7 +5,7 @@ from typing import Any, Self
 import numpy as np
 from scipy.sparse import csr_array
 
-from featpipe.heads import Head, Validation
+from featpipe.head import Head, Validation
 
 
 class LinearHead(Head):

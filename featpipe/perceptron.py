@@ -14,13 +14,14 @@ from torch import Tensor
 
 from featpipe.device import choose_device
 from featpipe.errors import HeadError
-from featpipe.heads import Head, Validation, probabilities
+from featpipe.head import Head, Validation
 from featpipe.optimizers import OPTIMIZERS, SCHEDULES
 from featpipe.perceptrons import Layers, logits_of
 from featpipe.problems import Problem, Shape, Trained
 from featpipe.settings import SEEDS
 from featpipe.stacked import block_rows, train_stacked
 from featpipe.streamed import Features, ResidentRows, StreamedRows
+from featpipe.targets import probabilities
 from featpipe.tasks import Outcome, Task
 
 LIMITS = {

@@ -12,7 +12,8 @@ from featpipe.cache import FeatureCache
 from featpipe.calibration import log_losses
 from featpipe.crossfit import SharedRows
 from featpipe.errors import HeadError, SplitError
-from featpipe.heads import Head, build_head
+from featpipe.head import Head
+from featpipe.heads import build_head
 from featpipe.metrics import Figure, corrected_interval
 from featpipe.settings import TrainSettings
 from featpipe.split import Split

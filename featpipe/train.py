@@ -21,7 +21,8 @@ from featpipe.descent import Epochs
 from featpipe.device import choose_device, machine_facts
 from featpipe.durable import save_json
 from featpipe.errors import HeadError, LayerError, SettingsError
-from featpipe.heads import Head, build_head
+from featpipe.head import Head
+from featpipe.heads import build_head
 from featpipe.metrics import (
     MultilabelScores,
     PairedTest,

@@ -20,7 +20,8 @@ from featpipe.budget import BudgetCurve, budget_curve
 from featpipe.cache import FeatureCache
 from featpipe.crossfit import SharedRows
 from featpipe.errors import SplitError
-from featpipe.heads import Head, make_head
+from featpipe.head import Head
+from featpipe.heads import make_head
 from featpipe.settings import TrainSettings
 from featpipe.split import Split
 from featpipe.targets import Targets, targets_of

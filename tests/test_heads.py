@@ -17,7 +17,8 @@ from sklearn.preprocessing import StandardScaler, normalize
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from featpipe.errors import HeadError, UnknownNameError
-from featpipe.heads import Head, knn, make_head
+from featpipe.head import Head
+from featpipe.heads import knn, make_head
 from featpipe.registry import plugin_names
 from featpipe.tasks import Task
 

@@ -52,6 +52,7 @@ FLOORS = [
         "backbones",
         "runtimes",
         "engines",
+        "head",
         "heads",
         "calibration",
         "recipes",

@@ -25,7 +25,8 @@ from featpipe import Classifier, extract_features, train_head
 from featpipe.cli import cli
 from featpipe.errors import ClassifierError, HeadError, MissingExtraError, UnknownNameError
 from featpipe.estimators import PACKED, estimator_from_bytes, estimator_to_bytes
-from featpipe.heads import Head, build_head, make_head
+from featpipe.head import Head
+from featpipe.heads import build_head, make_head
 from featpipe.heads.sklearn import find_classifier
 from featpipe.settings import TrainSettings
 

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 
 from featpipe.cache import FeatureCache
 from featpipe.errors import HeadError
-from featpipe.heads import make_head, moments, scales
+from featpipe.heads import make_head
 from featpipe.settings import TrainSettings
-from featpipe.streamed import ResidentRows, StreamedRows
+from featpipe.streamed import ResidentRows, StreamedRows, moments, scales
 from featpipe.train import train_head
 from featpipe.transfer import import_features
 from featpipe.whitening import Covariance, Rows

@@ -25,7 +25,8 @@ from featpipe.errors import (
     WeightsError,
 )
 from featpipe.extract import extract_features
-from featpipe.heads import Head, make_head
+from featpipe.head import Head
+from featpipe.heads import make_head
 from featpipe.images import open_images
 from featpipe.layers import TracedLayers, open_layers
 from featpipe.settings import ExtractSettings, TrainSettings

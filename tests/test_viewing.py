@@ -18,7 +18,8 @@ from featpipe.cli import cli
 from featpipe.crossfit import SharedRows
 from featpipe.errors import HeadError, SettingsError
 from featpipe.extract import extract_features
-from featpipe.heads import Head, build_head, make_head
+from featpipe.head import Head
+from featpipe.heads import build_head, make_head
 from featpipe.heads.ridge import _Spectrum
 from featpipe.images import open_images
 from featpipe.preparation import prepare

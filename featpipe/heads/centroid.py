@@ -6,8 +6,8 @@ import numpy as np
 from sklearn.preprocessing import normalize
 from sklearn.utils._param_validation import Interval, StrOptions
 
-from featpipe.heads import Head as BaseHead
-from featpipe.heads import Validation
+from featpipe.head import Head as BaseHead
+from featpipe.head import Validation
 from featpipe.linear_head import class_means
 
 

@@ -13,9 +13,10 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from featpipe.device import choose_double
-from featpipe.heads import Head as BaseHead
-from featpipe.heads import Validation, probabilities
+from featpipe.head import Head as BaseHead
+from featpipe.head import Validation
 from featpipe.streamed import StreamedRows
+from featpipe.targets import probabilities
 from featpipe.tasks import Outcome, Task
 
 BLOCK_VALUES = 1 << 24  # similarities at once: 64 MB

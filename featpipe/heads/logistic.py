@@ -15,10 +15,10 @@ from torch import Tensor
 
 from featpipe.device import choose_double
 from featpipe.errors import HeadError
-from featpipe.heads import probabilities
 from featpipe.linear_head import WeightedHead, both_columns
 from featpipe.logistic import Rows, Solution, Solver
 from featpipe.streamed import StreamedRows
+from featpipe.targets import probabilities
 from featpipe.tasks import Outcome, Task, every_view
 
 MOST_BYTES = 1 << 30  # that the solver remembers of the tasks it solves side by side

@@ -9,9 +9,9 @@ import numpy as np
 import scipy.linalg
 from sklearn.utils._param_validation import Interval
 
-from featpipe.heads import probabilities
 from featpipe.linear_head import WeightedHead, both_columns
 from featpipe.streamed import StreamedRows
+from featpipe.targets import probabilities
 from featpipe.tasks import Outcome, Task
 
 ALPHAS = np.logspace(-3, 5, 33)  # tried, times the features' mean variance

@@ -17,8 +17,8 @@ from sklearn.utils.validation import has_fit_parameter
 
 from featpipe.errors import HeadError
 from featpipe.estimators import estimator_from_bytes, estimator_to_bytes
-from featpipe.heads import Head as BaseHead
-from featpipe.heads import Validation
+from featpipe.head import Head as BaseHead
+from featpipe.head import Validation
 from featpipe.registry import no_such
 
 # What scikit-learn raises for rows or options it cannot take, or a fitted state that makes no

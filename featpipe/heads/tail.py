@@ -13,12 +13,13 @@ from sklearn.utils._param_validation import Interval, StrOptions
 from featpipe.descent import Descent, RowSource, descend, logits_of
 from featpipe.device import choose_device, precisions
 from featpipe.errors import HeadError, LayerError, UnknownNameError, WeightsError
-from featpipe.heads import Head as AnyHead
-from featpipe.heads import Validation, probabilities
+from featpipe.head import Head as AnyHead
+from featpipe.head import Validation
 from featpipe.perceptron import LIMITS, class_weights
 from featpipe.spec import Spec
 from featpipe.streamed import HeldRows, StreamedRows
 from featpipe.tails import Origin, Stump, Tail, grow, linear, load_stump
+from featpipe.targets import probabilities
 from featpipe.tasks import Outcome, Task
 
 LR = {"last": 1e-3, "all": 1e-4}  # of Adam; SGD's is ten times that
