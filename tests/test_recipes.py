@@ -16,7 +16,7 @@ from featpipe.classifier import Classifier
 from featpipe.decode import Preprocessing
 from featpipe.errors import ImagesError, LayerError, UnknownNameError, WeightsError
 from featpipe.images import open_images
-from featpipe.leakage import by_group
+from featpipe.leakage import by_group, leak_of
 from featpipe.loading import load_image
 from featpipe.recipes import (
     AS_PUBLISHED,
