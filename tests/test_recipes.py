@@ -506,6 +506,17 @@ def test_a_layer_that_another_network_lacks_becomes_its_penultimate() -> None:
     assert (same, none) == (way, [])
 
 
+def test_the_benchmark_takes_cells_of_every_patient(cells: Path) -> None:
+    from recipes import part_of
+
+    recipe, source = load_recipe("malaria"), open_images(cells)
+    part = part_of(source, recipe, 20)
+    groups = row_groups(part.table, recipe.group_by)
+    assert groups is not None
+    assert len(part) == 20
+    assert set(groups) == set(row_groups(source.table, recipe.group_by))  # type: ignore[arg-type]
+
+
 # ---- real data ---------------------------------------------------------------------------------
 
 
