@@ -10,6 +10,7 @@ from torch import Tensor
 
 CHUNK_BYTES = 1 << 24  # read at once
 RESIDENT_BYTES = 1 << 28  # copied at once
+MOMENT_VALUES = 1 << 22  # in float64 at once
 
 
 class Features(Protocol):
@@ -216,3 +217,35 @@ def moments_of(blocks: Iterable[np.ndarray], features: int) -> tuple[np.ndarray,
         mean += apart * (len(block) / total)
         count = total
     return mean, squares / max(1, count)
+
+
+def moments(X: np.ndarray, weights: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and deviation of each feature, by which it is standardised.
+
+    Parameters
+    ----------
+    X : float array, shape (n, d)
+    weights : float array, shape (n,), or None
+
+    Returns
+    -------
+    mean, scale : arrays, shape (d,), of the type of `X`
+        A feature that hardly varies has a scale of 1.
+    """
+    if weights is None:
+        size = max(1, MOMENT_VALUES // X.shape[1])
+        parts = (X[start : start + size] for start in range(0, len(X), size))
+        mean, variance = moments_of(parts, X.shape[1])
+        deviation = np.sqrt(variance)
+    else:
+        mean = np.average(X, axis=0, weights=weights)
+        deviation = np.sqrt(np.average((X - mean) ** 2, axis=0, weights=weights))
+    return scales(mean, deviation, X.dtype)
+
+
+def scales(
+    mean: np.ndarray, deviation: np.ndarray, dtype: np.dtype[Any]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and scale of features, given their mean and deviation in float64."""
+    mean, scale = mean.astype(dtype), deviation.astype(dtype)
+    return mean, np.where(scale > 1e-6 * np.abs(mean) + 1e-12, scale, 1).astype(dtype)

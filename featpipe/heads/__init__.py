@@ -26,12 +26,12 @@ from featpipe.errors import HeadError, UnknownNameError
 from featpipe.registry import load_plugin, no_such
 from featpipe.settings import TrainSettings
 from featpipe.spec import Spec
-from featpipe.streamed import StreamedRows, moments_of
+from featpipe.streamed import StreamedRows
+from featpipe.streamed import moments as moments
+from featpipe.streamed import scales as scales
 from featpipe.tasks import Outcome, Task
 
 Validation = tuple[np.ndarray, np.ndarray]
-
-MOMENT_VALUES = 1 << 22  # in float64 at once
 
 
 class Head(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
@@ -344,38 +344,6 @@ def probabilities(
     if multilabel:
         return expit(logits)  # type: ignore[no-any-return]
     return softmax(logits, axis=1)  # type: ignore[no-any-return]
-
-
-def moments(X: np.ndarray, weights: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and deviation of each feature, by which it is standardised.
-
-    Parameters
-    ----------
-    X : float array, shape (n, d)
-    weights : float array, shape (n,), or None
-
-    Returns
-    -------
-    mean, scale : arrays, shape (d,), of the type of `X`
-        A feature that hardly varies has a scale of 1.
-    """
-    if weights is None:
-        size = max(1, MOMENT_VALUES // X.shape[1])
-        parts = (X[start : start + size] for start in range(0, len(X), size))
-        mean, variance = moments_of(parts, X.shape[1])
-        deviation = np.sqrt(variance)
-    else:
-        mean = np.average(X, axis=0, weights=weights)
-        deviation = np.sqrt(np.average((X - mean) ** 2, axis=0, weights=weights))
-    return scales(mean, deviation, X.dtype)
-
-
-def scales(
-    mean: np.ndarray, deviation: np.ndarray, dtype: np.dtype[Any]
-) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and scale of features, given their mean and deviation in float64."""
-    mean, scale = mean.astype(dtype), deviation.astype(dtype)
-    return mean, np.where(scale > 1e-6 * np.abs(mean) + 1e-12, scale, 1).astype(dtype)
 
 
 def make_head(name: str, options: dict[str, Any] | None = None) -> Head:
