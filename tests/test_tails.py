@@ -17,7 +17,13 @@ from featpipe.behind import behind, divisible
 from featpipe.cache import FeatureCache
 from featpipe.classifier import Classifier
 from featpipe.decode import Preprocessing
-from featpipe.errors import BackboneError, HeadError, LayerError, WeightsError
+from featpipe.errors import (
+    BackboneError,
+    FeatpipeError,
+    HeadError,
+    LayerError,
+    WeightsError,
+)
 from featpipe.extract import extract_features
 from featpipe.heads import Head, make_head
 from featpipe.images import open_images
@@ -377,3 +383,29 @@ def test_weights_whose_batch_norm_is_folded_are_warned_of(
     backbone = load_backbone("mobilenet_v2", str(shared / "weights" / "mobilenet_v2.pth"))
     cut_off(backbone, "features.13", still=False)
     assert "freeze_norm" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("params", "tensors", "said"),
+    [
+        ({"input_size": 10**6}, {}, "input_size"),
+        ({"layer": "features.10"}, {}, "not those behind|features have"),
+        ({"backbone": "torchvision:squeezenet1_0"}, {}, "not those|features have|contradict|size"),
+        ({}, {"classifier.1.weight": np.zeros((3, 5, 1, 1), np.float32)}, "not a whole"),
+    ],
+)
+def test_a_file_whose_tail_is_another_is_refused(
+    cache: FeatureCache,
+    tmp_path: Path,
+    params: dict[str, Any],
+    tensors: dict[str, np.ndarray],
+    said: str,
+) -> None:
+    classifier, _ = train_head(cache, "tail", CPU, **{**QUICK, "epochs": 1})
+    head = classifier.head
+    arrays = {**head.arrays(), **tensors}
+    head.set_params(**params)
+    head.arrays = lambda: arrays
+    classifier.save(tmp_path / "c.safetensors")
+    with pytest.raises(FeatpipeError, match=said):
+        Classifier.load(tmp_path / "c.safetensors")

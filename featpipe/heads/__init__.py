@@ -25,7 +25,8 @@ from featpipe.errors import HeadError, UnknownNameError
 from featpipe.registry import load_plugin, no_such
 from featpipe.settings import TrainSettings
 from featpipe.spec import Spec
-from featpipe.streamed import StreamedRows, moments
+from featpipe.streamed import StreamedRows
+from featpipe.streamed import moments as moments
 from featpipe.streamed import scales as scales
 from featpipe.targets import probabilities as probabilities
 from featpipe.tasks import Outcome, Task, every_view
