@@ -6,8 +6,8 @@ SHARED holds `data/` and `weights/`; what is finished is kept in WORK and not ru
 recipe is run with the architecture that was published, and with two backbones whose pretrained
 weights are there. The published architectures have random weights: their ImageNet weights are not
 among those of SHARED. Their rows say that everything runs, and nothing of how good it is; they are
-run at both ends only. The malaria recipe, which needs eight views of each cell, is run on some cells
-of every patient; the JSON says on how many.
+run at both ends only. The malaria recipe, which needs eight views of each cell, is run on some
+cells of every patient; the JSON says on how many.
 
 The gap of malaria is measured apart, on all cells, without views: five folds, five times, with
 patients torn apart and kept together, by a logistic regression. Its intervals are over patients.

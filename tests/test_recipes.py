@@ -16,7 +16,7 @@ from featpipe.classifier import Classifier
 from featpipe.decode import Preprocessing
 from featpipe.errors import ImagesError, LayerError, UnknownNameError, WeightsError
 from featpipe.images import open_images
-from featpipe.leakage import by_group
+from featpipe.leakage import by_group, leak_of
 from featpipe.loading import load_image
 from featpipe.recipes import (
     AS_PUBLISHED,
@@ -504,6 +504,17 @@ def test_a_layer_that_another_network_lacks_becomes_its_penultimate() -> None:
     assert any("features" in note for note in notes)
     same, none = adapted(way, load_backbone("vgg16_bn", "random", input_size=32))
     assert (same, none) == (way, [])
+
+
+def test_the_benchmark_takes_cells_of_every_patient(cells: Path) -> None:
+    from recipes import part_of
+
+    recipe, source = load_recipe("malaria"), open_images(cells)
+    part = part_of(source, recipe, 20)
+    groups = row_groups(part.table, recipe.group_by)
+    assert groups is not None
+    assert len(part) == 20
+    assert set(groups) == set(row_groups(source.table, recipe.group_by))  # type: ignore[arg-type]
 
 
 # ---- real data ---------------------------------------------------------------------------------
