@@ -324,6 +324,7 @@ def fit_and_score(
         select = places.get("val", every[:0])
         head.fit_streamed(stream, targets.values[every], places["train"], select)
         blocks = {name: stream.blocks(some) for name, some in places.items()}
+    head.on_epoch = None  # it is kept, and may be pickled
     predicted = None
     if not targets.multilabel:  # training rows may be many: what they look like is not kept
         predicted = np.concatenate([head.predict(block) for block in blocks.pop("train")])
