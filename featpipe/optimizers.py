@@ -32,6 +32,11 @@ class StackedOptimizer:
     parameters : list of Tensor, shape (members, ..., ...)
     lr, weight_decay, momentum : float Tensor, shape (members,)
         `momentum` is SGD's.
+
+    Attributes
+    ----------
+    steps : int
+        That were taken.
     """
 
     def __init__(
@@ -46,7 +51,7 @@ class StackedOptimizer:
         self._lr, self._weight_decay, self._momentum = lr, weight_decay, momentum
         self._first = [torch.zeros_like(parameter) for parameter in parameters]
         self._second = [torch.zeros_like(parameter) for parameter in parameters if kind != "sgd"]
-        self._steps = 0
+        self.steps = 0
 
     def take(self, places: Tensor) -> None:
         """Go on with some of the members only."""
@@ -54,6 +59,10 @@ class StackedOptimizer:
         self._momentum = self._momentum[places]
         self._first = [part[places] for part in self._first]
         self._second = [part[places] for part in self._second]
+
+    def state(self) -> list[Tensor]:
+        """What it remembers of earlier steps, but for their number."""
+        return [*self._first, *self._second]
 
     @torch.no_grad()
     def step(
@@ -63,7 +72,7 @@ class StackedOptimizer:
 
         `gradients` are changed, too.
         """
-        self._steps += 1
+        self.steps += 1
         for number, (parameter, gradient) in enumerate(zip(parameters, gradients, strict=True)):
             members = max(1, CACHED // max(1, parameter[0].numel()))
             for start in range(0, len(parameter), members):
@@ -89,8 +98,8 @@ class StackedOptimizer:
         first.lerp_(gradient, 1 - BETA1)
         second.mul_(BETA2).addcmul_(gradient, gradient, value=1 - BETA2)
         root = torch.sqrt(second, out=gradient)
-        root.mul_(1 / math.sqrt(1 - BETA2**self._steps)).add_(EPS)
-        parameter -= torch.div(first, root, out=root).mul_(lr / (1 - BETA1**self._steps))
+        root.mul_(1 / math.sqrt(1 - BETA2**self.steps)).add_(EPS)
+        parameter -= torch.div(first, root, out=root).mul_(lr / (1 - BETA1**self.steps))
 
 
 def schedule_factor(schedule: str, step: int, steps: int) -> float:

@@ -116,13 +116,13 @@ class Perceptrons:
         biases = self.biases[-1:] if self.norms else self.biases
         return [*self.weights, *biases, *(part for norm in self.norms for part in norm[:2])]
 
-    def _state(self) -> list[Tensor]:
+    def state(self) -> list[Tensor]:
         """The parameters, and the running statistics of batch norm."""
         return [*self.weights, *self.biases, *(part for norm in self.norms for part in norm)]
 
     def put(self, places: Tensor, source: "Perceptrons", taken: Tensor) -> None:
         """Copy perceptrons of another stack, those at `taken`, to `places` in this one."""
-        for own, other in zip(self._state(), source._state(), strict=True):
+        for own, other in zip(self.state(), source.state(), strict=True):
             own.index_copy_(0, places, other.index_select(0, taken))
 
     def take(self, places: Tensor) -> None:

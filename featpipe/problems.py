@@ -1,5 +1,6 @@
 """A perceptron to train: its shape, its settings, its rows, and all that is drawn for it."""
 
+import json
 import math
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -135,6 +136,21 @@ class Draws:
             order = self._X.shuffled(order, self._order)
         return list(torch.split(order.to(self._X.device), self._sizes))
 
+    def state(self) -> tuple[list[Tensor], dict[float, str]]:
+        """Where its streams of random numbers are."""
+        shares = {alpha: json.dumps(one.bit_generator.state) for alpha, one in self._shares.items()}
+        return [stream.get_state() for stream in self._streams()], shares
+
+    def resume(self, state: tuple[list[Tensor], dict[float, str]]) -> None:
+        """Go on from a state of before."""
+        for stream, kept in zip(self._streams(), state[0], strict=True):
+            stream.set_state(kept)
+        for alpha, kept_share in state[1].items():
+            self._share_of(alpha).bit_generator.state = json.loads(kept_share)
+
+    def _streams(self) -> list[torch.Generator]:
+        return [self._order, self._partners, self._view, self._noise]
+
     def noise(self, rows: int, width: int) -> Tensor:
         """Uniform in [0, 1), shape (rows, width)."""
         return torch.rand(rows, width, generator=self._noise, device=self._X.device)
@@ -147,5 +163,7 @@ class Draws:
         """How much of a row stays its own: from Beta(alpha, alpha)."""
         if not alpha:
             return 1.0
-        generator = self._shares.setdefault(alpha, np.random.default_rng([self._seed, MIXUP]))
-        return float(generator.beta(alpha, alpha))
+        return float(self._share_of(alpha).beta(alpha, alpha))
+
+    def _share_of(self, alpha: float) -> np.random.Generator:
+        return self._shares.setdefault(alpha, np.random.default_rng([self._seed, MIXUP]))

@@ -12,15 +12,20 @@ the Inception architecture", CVPR 2016 (label smoothing).
 """
 
 import copy
+import hashlib
 import math
+import time
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, log_softmax
 
+from featpipe import checkpoint
+from featpipe.descent import WORTH_KEEPING
 from featpipe.errors import HeadError
 from featpipe.optimizers import StackedOptimizer, schedule_factor
 from featpipe.perceptrons import Inputs, Layers, Mixing, Perceptrons, logits_of
@@ -111,7 +116,7 @@ class _Stack:
             shape.widths, [problem.seed for problem in problems], shape.batch_norm, X.device
         )
         self.best = copy.deepcopy(self.network)
-        self.lowest = np.full(len(problems), np.inf)
+        self.epoch, self.lowest = 0, np.full(len(problems), np.inf)
         self.draws: dict[tuple[int, int, bytes, bytes], Draws] = {}
         for problem in problems:
             if shared(problem) not in self.draws:
@@ -157,22 +162,65 @@ class _Stack:
 
     def train(self) -> list[Trained]:
         """Run all epochs, each problem as long as it needs them."""
-        step = 0
-        for epoch in range(1, self.shape.epochs + 1):
+        started, keeper = time.monotonic(), checkpoint.present()
+        key = self._key() if keeper else ""
+        if keeper and (state := keeper.load(key)):
+            self._resume(state)
+        while self.epoch < self.shape.epochs and len(self.active):
+            self.epoch += 1
             sums = torch.zeros(2, len(self.active), device=self.X.device)  # loss and hits
             every = [group.epoch() for group in self.groups]
             for batches in zip(*every, strict=True):
                 steps = len(every[0]) * self.shape.epochs
-                sums += self._step(batches, schedule_factor(self.shape.schedule, step, steps))
-                step += 1
-            self._end_epoch(epoch, sums.cpu())
-            if not len(self.active):
-                break
+                done = self.optimizer.steps
+                sums += self._step(batches, schedule_factor(self.shape.schedule, done, steps))
+            self._end_epoch(self.epoch, sums.cpu())
+            if keeper and keeper.due:
+                keeper.save(key, self._state())
+        if keeper and time.monotonic() - started > WORTH_KEEPING:
+            keeper.save(key, self._state())
         self._remember(~self.validated)
         layers = [(weight.cpu(), bias.cpu()) for weight, bias in self.best.layers()]
         for number, trained in enumerate(self.found):
             trained.layers = [(weight[[number]], bias[[number]]) for weight, bias in layers]
         return self.found
+
+    # ---- what a checkpoint holds --------------------------------------------------------------
+
+    def _state(self) -> dict[str, Any]:
+        return {
+            "epoch": self.epoch, "steps": self.optimizer.steps,
+            "active": torch.from_numpy(self.active), "lowest": torch.from_numpy(self.lowest),
+            "tensors": self._tensors(), "draws": [draws.state() for draws in self.draws.values()],
+            "found": [(one.curves, one.kept, one.diverged) for one in self.found],
+        }  # fmt: skip
+
+    def _tensors(self) -> list[Tensor]:
+        return [*self.network.state(), *self.best.state(), *self.optimizer.state()]
+
+    def _resume(self, state: dict[str, Any]) -> None:
+        self._go_on_with(state["active"].numpy())
+        for own, kept in zip(self._tensors(), state["tensors"], strict=True):
+            own.copy_(kept)
+        self.epoch, self.optimizer.steps = state["epoch"], state["steps"]
+        self.lowest = state["lowest"].numpy()
+        for draws, where in zip(self.draws.values(), state["draws"], strict=True):
+            draws.resume(where)
+        for one, (curves, kept_epoch, diverged) in zip(self.found, state["found"], strict=True):
+            one.curves, one.kept, one.diverged = curves, kept_epoch, diverged
+
+    def _key(self) -> str:
+        """Equal for stacks that would do the same, given the same features."""
+        digest = hashlib.blake2b(repr((self.shape, self.X.shape, str(self.X.device))).encode())
+        digest.update(self.targets.cpu().numpy().tobytes())
+        for problem in self.problems:
+            for name, value in vars(problem).items():
+                digest.update(name.encode())
+                array = isinstance(value, np.ndarray)
+                digest.update(value.tobytes() if array else repr(value).encode())
+        return digest.hexdigest()
+
+    # ---- an epoch -----------------------------------------------------------------------------
 
     def _step(self, batches: Sequence[Tensor], factor: float) -> Tensor:
         """One step of every perceptron; the batch's loss and hits, times its rows."""
@@ -309,10 +357,14 @@ class _Stack:
             over[place] = bool(self.shape.patience) and waited >= self.shape.patience
         self._remember(better)
         if over.any():
-            places = self._places(np.flatnonzero(~over))
-            self.network.take(places)
-            self.optimizer.take(places)
-            self._arrange(self.active[~over])
+            self._go_on_with(np.flatnonzero(~over))
+
+    def _go_on_with(self, some: np.ndarray) -> None:
+        """Let go of all but some places."""
+        places = self._places(some)
+        self.network.take(places)
+        self.optimizer.take(places)
+        self._arrange(self.active[some])
 
     def _remember(self, which: np.ndarray) -> None:
         """The present weights of some places are the best so far."""

@@ -3,6 +3,7 @@
 import itertools
 import math
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
+from featpipe.checkpoint import checkpointing
 from featpipe.optimizers import SCHEDULES, StackedOptimizer, schedule_factor
 from featpipe.perceptrons import logits_of
 from featpipe.problems import Problem, Shape, Trained
@@ -295,3 +297,55 @@ def test_an_optimizer_goes_on_with_some_of_its_members() -> None:
             first.step(whole, [gradient.clone()])
             second.step(part, [gradient[places]])
         torch.testing.assert_close(whole[0][places], part[0])
+
+
+class Stopping(ResidentRows):
+    """Rows that cannot be taken a certain number of times."""
+
+    left = 10**9
+
+    def take(self, rows: torch.Tensor, slot: int = 0) -> torch.Tensor:
+        self.left -= 1
+        if self.left < 0:
+            raise KeyboardInterrupt
+        return super().take(rows, slot)
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=["linear", "batch-norm", "sgd", "all-rows"])
+def test_a_stack_goes_on_where_it_was_interrupted_to_the_bit(shape: Shape, tmp_path: Path) -> None:
+    X, y = noisy()
+    problems = several()
+    whole = train_stacked(X, y, shape, problems)
+    stops = 0
+    for allowed in (3, 40, 100, 10**9):
+        rows = Stopping(X)
+        rows.left = allowed
+        with checkpointing(tmp_path, "same", seconds=0) as kept:
+            try:
+                again = train_rows(rows, y, shape, problems)
+            except KeyboardInterrupt:
+                stops += 1
+    assert stops
+    assert kept.resumed
+    for one, other in zip(again, whole, strict=True):
+        assert (one.kept, one.diverged, one.curves) == (other.kept, other.diverged, other.curves)
+        for pair, other_pair in zip(one.layers, other.layers, strict=True):
+            assert torch.equal(pair[0], other_pair[0])
+            assert torch.equal(pair[1], other_pair[1])
+
+
+def test_another_stack_does_not_go_on_from_it(tmp_path: Path) -> None:
+    X, y = noisy()
+    problems = several()
+    with checkpointing(tmp_path, "same", seconds=0) as kept:
+        train_stacked(X, y, SHAPES[0], problems)
+        for changed in (
+            [replace(problems[0], lr=0.5), *problems[1:]],
+            [replace(problems[0], train=problems[0].train[:-1]), *problems[1:]],
+        ):
+            train_stacked(X, y, SHAPES[0], changed)
+        train_stacked(X, (y + 1) % CLASSES, SHAPES[0], problems)
+        train_stacked(X, y, replace(SHAPES[0], epochs=9), problems)
+        assert not kept.resumed
+        train_stacked(X, y, SHAPES[0], problems)
+        assert kept.resumed
