@@ -333,6 +333,7 @@ def fit_and_score(
         labels = np.repeat(targets.values[every], held, axis=0)
         head.fit_streamed(stream, labels, places["train"], select, trained)
         blocks = {name: stream.blocks(every_view(some, scored)) for name, some in places.items()}
+    head.on_epoch = None  # it is kept, and may be pickled
     said = {name: viewing.means(map(head.predict_proba, some)) for name, some in blocks.items()}
     predicted = None
     if not targets.multilabel:  # training rows may be many: what they look like is not kept

@@ -278,7 +278,7 @@ def test_a_classifier_predicts_cold_what_it_was_scored_with(
 
 
 def test_a_fitted_tail_can_be_pickled(cache: FeatureCache) -> None:
-    classifier, _ = train_head(cache, "tail", CPU, **QUICK)
+    classifier, _ = train_head(cache, "tail", CPU, on_epoch=lambda row: None, **QUICK)
     X = cache.features().reshape(len(cache), -1)
     again = pickle.loads(pickle.dumps(classifier.head))
     assert np.array_equal(again.predict_proba(X), classifier.head.predict_proba(X))
