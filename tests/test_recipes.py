@@ -419,11 +419,14 @@ def test_another_image_or_setting_is_run_again(
     assert len(set(keys)) == 3
 
 
-def test_both_ends_skip_what_lies_between(cars: Path, tmp_path: Path) -> None:
-    extract = replace(TINY, input_size=32)
-    short = run_recipe("vehicles", cars, tmp_path, NET, each_fault=False, extract=extract)
-    for outcome in short.routes:
+def test_both_ends_skip_what_lies_between_and_are_the_same_again(
+    cars: Path, found: dict[str, Reproduction], tmp_path: Path
+) -> None:
+    short = run_recipe("vehicles", cars, tmp_path, NET, each_fault=False, extract=TINY)
+    for outcome, whole in zip(short.routes, found["vehicles"].routes, strict=True):
         assert len(outcome.steps) == 2
+        for again, step in zip(outcome.steps, (whole.steps[0], whole.steps[-1]), strict=True):
+            assert (again.wrong, again.train_accuracy) == (step.wrong, step.train_accuracy)
         assert outcome.steps[-1].leak == {"groups": 4, "torn": 0, "rows": 0, "scored": 8}
 
 

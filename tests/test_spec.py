@@ -47,6 +47,9 @@ CHANGES = {
         "preprocessing antialias: cached True, requested False", {"antialias": False}
     ),
     "exif": Change("preprocessing exif: cached True, requested False", {"exif": False}),
+    "reshaped": Change(
+        "preprocessing reshaped: cached nothing, requested True", {"reshaped": True}
+    ),
     "mean": Change("preprocessing mean", {"mean": (0.1, 0.1, 0.1)}),
     "std": Change("preprocessing std", {"std": (0.5, 0.5, 0.5)}),
     "decoder": Change(
