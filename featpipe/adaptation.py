@@ -18,7 +18,7 @@ def adapted(way: Way, loaded: Backbone) -> tuple[Way, list[str]]:
     LayerError
         If the network has no layer that stands for the one that was cut at.
     """
-    notes = []
+    notes: list[str] = []
     if way.backbone not in (None, loaded.name):
         way, notes = _on_another(way, loaded)
     if loaded.random and isinstance(way.learn, Probe) and way.learn.options.get("freeze_norm"):
