@@ -7,7 +7,7 @@ from featpipe.backbones import Backbone
 from featpipe.behind import divisible
 from featpipe.errors import LayerError
 from featpipe.layers import HookedLayers, TracedLayers
-from featpipe.recipes import Way
+from featpipe.recipes import Probe, Way
 
 
 def adapted(way: Way, loaded: Backbone) -> tuple[Way, list[str]]:
@@ -18,8 +18,16 @@ def adapted(way: Way, loaded: Backbone) -> tuple[Way, list[str]]:
     LayerError
         If the network has no layer that stands for the one that was cut at.
     """
-    if way.backbone in (None, loaded.name):
-        return way, []
+    notes: list[str] = []
+    if way.backbone not in (None, loaded.name):
+        way, notes = _on_another(way, loaded)
+    if loaded.random and isinstance(way.learn, Probe) and way.learn.options.get("freeze_norm"):
+        way = way.mended({"learn": {"options": {"freeze_norm": False}}})
+        notes.append("Random weights have no statistics to keep: batch norm learns its own.")
+    return way, notes
+
+
+def _on_another(way: Way, loaded: Backbone) -> tuple[Way, list[str]]:
     notes = [f"{loaded.title} stands in for {way.backbone}."]
     layers = loaded.layers()
     made = replace(way, backbone=loaded.name)

@@ -204,6 +204,8 @@ def test_what_runs_is_what_is_written(name: str, found: dict[str, Reproduction])
             for key in ("split", "val", "test", "seed", "folds"):
                 assert ran["train"][key] == written["train"][key]
             if isinstance(rung.way.learn, Probe):
+                if name == "two-flowers":  # random weights have no statistics to keep
+                    written["learn"]["options"]["freeze_norm"] = False
                 assert ran["learn"] == written["learn"]
 
 
@@ -445,6 +447,20 @@ def test_weights_that_cannot_be_had_say_how_to_go_on(
     with pytest.raises(WeightsError, match="@random") as error:
         run_recipe("five-flowers", flowers, tmp_path, extract=TINY)
     assert "NAME@PATH" in str(error.value)
+
+
+def test_batch_norm_of_random_weights_is_not_kept() -> None:
+    recipe = load_recipe("two-flowers")
+    right = recipe.ladder(recipe.routes[0])[-1].way
+    assert isinstance(right.learn, Probe)
+    assert right.learn.options["freeze_norm"]
+    resnet = load_backbone("resnet18", "random", input_size=32)
+    made, notes = adapted(replace(right, backbone="resnet18"), resnet)
+    assert isinstance(made.learn, Probe)
+    assert not made.learn.options["freeze_norm"]
+    assert any("batch norm" in note for note in notes)
+    learnt = replace(resnet, random=False)
+    assert adapted(replace(right, backbone="resnet18"), learnt)[0].learn == right.learn
 
 
 def test_the_published_network_is_meant_where_only_weights_are_given(

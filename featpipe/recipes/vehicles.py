@@ -81,8 +81,7 @@ RECIPE = Recipe(
         Fault(
             name="never normalised",
             why="Pretrained weights expect pictures less ImageNet's mean, over its deviation; on "
-            "[0, 1] every layer works off the range it was trained for. A network from scratch "
-            "with batch norm hardly cares.",
+            "[0, 1] every layer works off the range it was trained for.",
             mended="normalised as the weights ask",
             mend={"pixels": {"normalised": True}},
         ),
