@@ -29,9 +29,9 @@ import numpy as np
 from featpipe import FeatureCache, TrainSettings, extract_features, train_head
 from featpipe.device import machine_facts
 from featpipe.metrics import Figure, Scores, compare_predictions, corrected_interval
+from featpipe.result import Result
 from featpipe.sweep import Candidate, plain
 from featpipe.targets import targets_of
-from featpipe.train import Result
 
 GRIDS: dict[str, dict[str, list[Any]]] = {
     "linear": {"lr": [3e-4, 1e-3, 3e-3], "weight_decay": [0.0, 1e-2]},

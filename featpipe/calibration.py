@@ -290,7 +290,7 @@ def calibrate(
     Returns
     -------
     calibration : dict
-        As in `featpipe.train.Result`; empty without validation rows, and without a threshold
+        As in `featpipe.result.Result`; empty without validation rows, and without a threshold
         where no confidence reaches the precision.
     proba : dict of str to float array
         As `raw`, at that temperature.

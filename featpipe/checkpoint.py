@@ -7,13 +7,13 @@ same training, begun again with that folder, goes on from there and ends as it w
 import contextlib
 import hashlib
 import logging
-import re
 import time
 from collections.abc import Iterator
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import numpy as np
 import torch
 
 from featpipe.checksums import DIGEST_BYTES, digest_blocks
@@ -24,7 +24,9 @@ log = logging.getLogger(__name__)
 SECONDS = 20.0  # between two savings
 SHARE = 0.05  # of the time, at most, goes into saving
 BLOCK = 1 << 20  # bytes read at once
-_OURS = re.compile(r"\.?[0-9a-f]{24}\.pt(\.\d+\.tmp)?$")
+
+
+_own: dict[Path, set[Path]] = {}
 
 
 class Checkpoints:
@@ -43,12 +45,16 @@ class Checkpoints:
     ----------
     resumed : bool
         Whether a training has gone on from what was here.
+    identity : str
+        See `about`, too.
     """
 
     resumed = False
 
     def __init__(self, folder: Path, identity: str = "", seconds: float | None = None) -> None:
-        self._folder, self._identity = folder, identity
+        self._folder, self.identity = folder, identity
+        # What this process has found or left there, through whichever instance.
+        self._own = _own.setdefault(folder.absolute(), set())
         self._seconds = SECONDS if seconds is None else seconds
         self._next = time.monotonic() + self._seconds
         self._warned = False
@@ -74,6 +80,7 @@ class Checkpoints:
             log.warning("%s cannot be read (%s); the training begins anew.", path, error)
             return None
         self.resumed = True
+        self._own.add(path)
         log.info("Going on with the training that was interrupted.")
         return state
 
@@ -81,6 +88,7 @@ class Checkpoints:
         """Put it on disk; where that fails, say so and let the training go on."""
         begun = time.monotonic()
         path = self._file(key)
+        self._own.add(path)
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
             for left in self._folder.glob(f".{path.name}.*.tmp"):  # by one that was killed
@@ -101,16 +109,20 @@ class Checkpoints:
         self._next = time.monotonic() + wait
 
     def clear(self) -> None:
-        """Take the trainings away, and the folder if nothing else is in it."""
+        """Take these trainings away, and the folder if nothing else is in it.
+
+        What other trainings have left there, with other options, stays for them.
+        """
         with contextlib.suppress(OSError):
-            for file in self._folder.iterdir():
-                if _OURS.match(file.name):
-                    file.unlink(missing_ok=True)
+            for file in self._own:
+                file.unlink(missing_ok=True)
+                for left in self._folder.glob(f".{file.name}.*.tmp"):
+                    left.unlink(missing_ok=True)
             self._folder.rmdir()
 
     def _file(self, key: str) -> Path:
         digest = hashlib.blake2b(
-            f"{self._identity}\n{key}".encode(errors="surrogateescape"), digest_size=12
+            f"{self.identity}\n{key}".encode(errors="surrogateescape"), digest_size=12
         )
         return self._folder / f"{digest.hexdigest()}.pt"
 
@@ -142,3 +154,31 @@ def checkpointing(
         yield opened
     finally:
         _present.reset(token)
+
+
+@contextlib.contextmanager
+def about(*what: Any) -> Iterator[None]:
+    """Tell the trainings within apart by something that they do not know of themselves.
+
+    Parameters
+    ----------
+    *what
+        Of which rows their features are, of which layer, how they were changed: arrays, or
+        anything whose ``repr`` says it.
+    """
+    opened = _present.get()
+    if opened is None:
+        yield
+        return
+    before, digest = opened.identity, hashlib.blake2b(digest_size=16)
+    digest.update(before.encode(errors="surrogateescape"))
+    for one in what:
+        told = (
+            one.tobytes() if isinstance(one, np.ndarray) else repr(one).encode("utf-8", "replace")
+        )
+        digest.update(f"{len(told)} ".encode() + told)
+    opened.identity = digest.hexdigest()
+    try:
+        yield
+    finally:
+        opened.identity = before

@@ -20,10 +20,11 @@ from featpipe.errors import SettingsError
 from featpipe.extract import Progress, extract_features
 from featpipe.heads import build_head
 from featpipe.images import ImageSource, open_images
+from featpipe.result import Result
 from featpipe.scratch import options_of, train_from_scratch
 from featpipe.settings import ExtractSettings, ImageSettings, ScratchSettings, TrainSettings
 from featpipe.split import Split, split_rows
-from featpipe.train import Result, fit_and_score
+from featpipe.train import fit_and_score
 
 log = logging.getLogger(__name__)
 

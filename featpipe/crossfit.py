@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from featpipe import checkpoint
 from featpipe.cache import FeatureCache
 from featpipe.device import memory_bytes
 from featpipe.errors import HeadError
@@ -112,9 +113,11 @@ class SharedRows:
             X = self._standardised() if standard else self._as_they_are()
             some = [heads[number] for number in numbers]
             classes = len(self._targets.classes)
-            for outcome in type(some[0]).cross_fit(some, X, targets, classes, positions):
-                proba = None if outcome.proba is None else viewing.mean(outcome.proba)
-                yield replace(outcome, head=numbers[outcome.head], proba=proba)
+            told = (self._layer, self._rows, self._pool, viewing, standard)
+            with checkpoint.about(*told):
+                for outcome in type(some[0]).cross_fit(some, X, targets, classes, positions):
+                    proba = None if outcome.proba is None else viewing.mean(outcome.proba)
+                    yield replace(outcome, head=numbers[outcome.head], proba=proba)
 
     def _places(self, task: Task) -> Task:
         """A task of rows of the table as one of the rows that are shared."""

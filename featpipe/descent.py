@@ -24,7 +24,7 @@ Augment = Callable[[Tensor], Tensor]
 PRECISIONS = ("float32", "bfloat16")
 AT_ONCE = 64  # rows predicted at once
 WORTH_KEEPING = 2.0  # seconds of training that a finished state is saved from
-STATE = "1"  # version of what a checkpoint holds
+STATE = "2"  # version of what a checkpoint holds
 
 
 class RowSource(Protocol):
@@ -199,21 +199,24 @@ class _Run:
     def run(self, on_epoch: Callable[[dict[str, float]], None] | None) -> Epochs:
         """Train to the end."""
         started = time.monotonic()
+        finished = False
         if self.checkpoints and (state := self.checkpoints.load(self.key)):
-            self._resume(state)
+            finished = self._resume(state)
         if on_epoch:
             for row in self.curves:
                 on_epoch(row)
-        while not self._over():
+        while not finished and not self._over():
             self._epoch()
             if on_epoch:
                 on_epoch(self.curves[-1])
             if self.checkpoints and self.checkpoints.due:
                 self._save()
-        if self.checkpoints and time.monotonic() - started > WORTH_KEEPING:
-            self._save()
         if self.best:
             self._put(self.best[2])
+        if self.checkpoints and not finished and time.monotonic() - started > WORTH_KEEPING:
+            self.checkpoints.save(
+                self.key, {"finished": True, "network": self._changing(), "curves": self.curves}
+            )
         self.network.eval()
         return self.curves
 
@@ -305,8 +308,12 @@ class _Run:
         }  # fmt: skip
         self.checkpoints.save(self.key, state)
 
-    def _resume(self, state: dict[str, Any]) -> None:
+    def _resume(self, state: dict[str, Any]) -> bool:
+        """Go on from a state; whether it was that of the end."""
         self._put(state["network"])
+        if "finished" in state:
+            self.curves = state["curves"]
+            return True
         self.optimizer.load_state_dict(state["optimizer"])
         self.best, self.curves = state["best"], state["curves"]
         self.step, self.sums = state["step"], state["sums"].to(self.X.device)
@@ -314,13 +321,15 @@ class _Run:
         torch.set_rng_state(state["random"][0])
         if self.X.device.type == "cuda":
             torch.cuda.set_rng_state(state["random"][1], self.X.device)
+        return False
 
     def _key(self) -> str:
         """Equal for trainings that would do the same, given the same features."""
         digest = hashlib.blake2b(repr((asdict(self.settings), self.views)).encode())
         # Where a function lies in memory says nothing, and is another place in each process.
         described = re.sub(" at 0x[0-9a-fA-F]+", "", f"{self.network}{self.augment}{self.X}")
-        digest.update(f"{STATE} {described} {self.X.device}".encode())
+        trained = [name for name, one in self.network.named_parameters() if one.requires_grad]
+        digest.update(f"{STATE} {described} {self.X.device} {trained}".encode())
         tensors = [self.train, self.val, self.targets, self.class_weight]
         for tensor in [*tensors, *self.network.state_dict().values()]:
             if tensor is not None:

@@ -18,9 +18,10 @@ from featpipe.errors import SettingsError
 from featpipe.extract import Progress, extract_features
 from featpipe.heads import build_head
 from featpipe.images import ImageSource, open_images
+from featpipe.result import Result, save_run
 from featpipe.settings import ExtractSettings, ImageSettings, TrainSettings
 from featpipe.tails import cut_off
-from featpipe.train import OnEpoch, Result, save_run, train_head
+from featpipe.train import OnEpoch, train_head
 
 log = logging.getLogger(__name__)
 

@@ -24,12 +24,13 @@ from featpipe.leakage import Gap, by_group, leak_of, measure_gap
 from featpipe.loading import scan
 from featpipe.recipes import Probe, Recipe, Route, Rung, Way
 from featpipe.report.plots import plot_curves, plot_grid
+from featpipe.result import Result
 from featpipe.scratch import options_of, train_from_scratch
 from featpipe.settings import ExtractSettings, ScratchSettings
 from featpipe.split import Split, row_groups, save_split, split_rows
 from featpipe.steps import Step, read_step, save_step
 from featpipe.table import Status
-from featpipe.train import OnEpoch, Result, train_head
+from featpipe.train import OnEpoch, train_head
 from featpipe.weights import digest_weights
 
 log = logging.getLogger(__name__)

@@ -24,10 +24,10 @@ from featpipe.metrics import MultilabelScores, Scores, score, score_multilabel
 from featpipe.network_file import TrainedNetwork
 from featpipe.pixel_rows import CropFlip, PixelRows, decode_rows
 from featpipe.preparation import check_classes, check_rows
+from featpipe.result import Result
 from featpipe.settings import ScratchSettings, TrainSettings
 from featpipe.split import Split, split_rows
 from featpipe.targets import Targets, targets_of
-from featpipe.train import Result
 
 log = logging.getLogger(__name__)
 
@@ -144,17 +144,18 @@ def train_from_scratch(
         places = {name: np.searchsorted(rows, some) for name, some in split.parts().items()}
         recipe = _recipe(options, device, train.seed)
         chosen = augment or (CropFlip() if options["augment"] else None)
-        curves = descend(
-            network,
-            X,
-            torch.tensor(targets.values[rows]).to(device),
-            torch.from_numpy(places["train"]),
-            torch.from_numpy(places.get("val", rows[:0])),
-            recipe,
-            class_weight=_class_weight(options, targets, split, device),
-            augment=chosen,
-            on_epoch=on_epoch,
-        )
+        with checkpoint.about(rows):
+            curves = descend(
+                network,
+                X,
+                torch.tensor(targets.values[rows]).to(device),
+                torch.from_numpy(places["train"]),
+                torch.from_numpy(places.get("val", rows[:0])),
+                recipe,
+                class_weight=_class_weight(options, targets, split, device),
+                augment=chosen,
+                on_epoch=on_epoch,
+            )
         logits = {
             name: logits_of(network, X, torch.from_numpy(some), recipe.precision).double()
             for name, some in places.items()

@@ -9,7 +9,7 @@ from typing import Any
 from scipy.stats import binomtest
 
 from featpipe.durable import save_json
-from featpipe.train import Result
+from featpipe.result import Result
 
 log = logging.getLogger(__name__)
 

@@ -100,11 +100,15 @@ def load_stump(origin: Origin, still: bool, trust_code: bool = False, bare: bool
 
 @lru_cache(maxsize=1)  # all fits of a sweep begin with the same one
 def _load(origin: Origin, still: bool, bare: bool, written: int) -> Stump:
-    weights = "random" if bare else origin.weights
+    # A network trained here is built as its file says: there is no other with its shapes.
+    own = parse_backbone(origin.backbone)[0] == "checkpoint"
+    weights = "random" if bare and not own else origin.weights
     try:
-        with Uninitialised() if bare else nullcontext():
+        with Uninitialised() if bare and not own else nullcontext():
             loaded = load_backbone(origin.backbone, weights, origin.seed, origin.input_size)
     except WeightsError as error:
+        if bare:
+            raise WeightsError(f"{error} The tail is built as that file says.") from error
         raise WeightsError(f"{error} Say where they lie now with --weights PATH.") from error
     return cut_off(loaded, origin.layer, still, bare)
 
@@ -204,6 +208,12 @@ class Tail(nn.Module):
             module.eval()
         return self
 
+    def extra_repr(self) -> str:
+        """What its modules do not say: how they are joined, and which are not trained."""
+        graphs = [str(getattr(self.body, name, "")) for name in ("train_graph", "eval_graph")]
+        still = [name for name, module in self.body.named_modules() if module in self._still]
+        return f"shape={self.shape}, still={still}, graphs={graphs}"
+
     def forward(self, rows: Tensor) -> Tensor:
         """Logits, shape (batch, classes), of rows, any float type, shape (batch, values)."""
         maps = rows.view(len(rows), *self.shape)
@@ -220,15 +230,25 @@ def _format(body: nn.Module, shape: Shape) -> torch.memory_format:
     return torch.channels_last if convolves else torch.contiguous_format
 
 
-def grow(stump: Stump, classes: int, train: str, freeze_norm: bool, seed: int, device: str) -> Tail:
+def grow(
+    stump: Stump,
+    classes: int,
+    train: str,
+    freeze_norm: bool,
+    seed: int,
+    device: str,
+    share: bool = True,
+) -> Tail:
     """A tail for some classes, its last layer new.
 
-    What is not trained is the stump's own where that may be, not a copy.
+    What is not trained is the stump's own where that may be and `share` is true, not a copy.
     """
     body = stump.body
     old = body.get_submodule(stump.last)
     shared: dict[int, Any] = {}
-    if train == "last" and device == "cpu":  # moved to a device, the stump's would move along
+    if (
+        share and train == "last" and device == "cpu"
+    ):  # moved to a device, the stump's would move along
         shared = {id(tensor): tensor for tensor in [*body.parameters(), *body.buffers()]}
     grown = copy.deepcopy(body, shared).eval()
     parent, _, own = stump.last.rpartition(".")

@@ -5,21 +5,19 @@ import json
 import logging
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from featpipe import checkpoint
 from featpipe.budget import BudgetCurve, budget_curve
 from featpipe.cache import FeatureCache
 from featpipe.calibration import calibrate
-from featpipe.checkpoint import checkpointing
 from featpipe.classifier import Classifier
 from featpipe.crossfit import streamed
-from featpipe.descent import Epochs
 from featpipe.device import choose_device, machine_facts
-from featpipe.durable import save_json
 from featpipe.errors import HeadError, LayerError, SettingsError
 from featpipe.head import Head
 from featpipe.heads import build_head
@@ -32,10 +30,10 @@ from featpipe.metrics import (
     score_multilabel,
 )
 from featpipe.preparation import by_number, check_classes, check_rows, prepare
+from featpipe.result import Result
 from featpipe.settings import TrainSettings
-from featpipe.split import Split, save_split
+from featpipe.split import Split
 from featpipe.sweep import Progress, Sweep, plain, run_sweep
-from featpipe.table import ImageTable
 from featpipe.targets import Targets, targets_of
 from featpipe.tasks import every_view
 from featpipe.viewing import Viewing, features_of
@@ -46,68 +44,6 @@ BLOCK_VALUES = 1 << 24  # probabilities of training rows at once
 PARTS: tuple[str, ...] = ("train", "val", "folds", "test")
 OnEpoch = Callable[[dict[str, float]], None]
 SELECTING = ("val", "folds")  # what a temperature may be fitted on; never test
-
-
-@dataclass(frozen=True, eq=False)
-class Result:
-    """What a training run found.
-
-    Attributes
-    ----------
-    scores : dict of str to Scores or MultilabelScores
-        Of ``train``, ``val``, ``folds`` and ``test``, those that have rows. ``folds`` is each
-        training row as a fit without it says. Of ``train`` only the predicted classes are scored.
-    curves : list of dict
-        One an epoch; empty for heads without epochs.
-    seconds : float
-        Reading the features, fitting and scoring.
-    parameters : int
-        Numbers that were learnt.
-    conditions : dict
-        Everything the figures depend on.
-    sweep : Sweep or None
-        The candidates, where there was a choice or there were folds.
-    budget : BudgetCurve or None
-    calibration : dict
-        ``temperature``, ``threshold`` and where they were fitted; ``reliability`` before and
-        after, of test rows where there are some. Empty without validation rows.
-    split : Split or None
-        The rows, as numbers of the table's.
-    proba : dict of str to float array, shape (rows, classes)
-        Calibrated, of each part but ``train``.
-    paired : dict of str to PairedTest
-        This head against others on the same rows.
-    """
-
-    scores: Mapping[str, Scores | MultilabelScores]
-    curves: Epochs
-    seconds: float
-    parameters: int
-    conditions: dict[str, Any]
-    sweep: Sweep | None = None
-    budget: BudgetCurve | None = None
-    calibration: dict[str, Any] = field(default_factory=dict)
-    split: Split | None = None
-    proba: Mapping[str, np.ndarray] = field(default_factory=dict)
-    paired: Mapping[str, PairedTest] = field(default_factory=dict)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values."""
-        return {
-            "scores": {name: scores.to_dict() for name, scores in self.scores.items()},
-            "curves": self.curves,
-            "seconds": self.seconds,
-            "parameters": self.parameters,
-            "conditions": self.conditions,
-            "sweep": self.sweep.to_dict() if self.sweep else None,
-            "budget": self.budget.to_dict() if self.budget else None,
-            "calibration": self.calibration,
-            "paired": {name: asdict(test) for name, test in self.paired.items()},
-        }
-
-    def save(self, path: str | Path) -> None:
-        """Write it as JSON."""
-        save_json(Path(path), self.to_dict())
 
 
 def train_head(
@@ -182,7 +118,7 @@ def train_head(
                 on_epoch, **options,
             )  # fmt: skip
     if unfinished is not None:
-        with checkpointing(Path(unfinished), _identity(features, settings)):
+        with checkpoint.checkpointing(Path(unfinished), _identity(features, settings)):
             return train_head(
                 features, head, settings, sweep, layers, on_progress, budgets, against,
                 on_epoch=on_epoch, **options,
@@ -230,16 +166,6 @@ def train_head(
     paired = _paired(cache, names[0], settings, targets, result, against)
     result = replace(result, paired=paired)
     return replace(classifier, result=result.to_dict()), result
-
-
-def save_run(folder: str | Path, classifier: Classifier, result: Result, table: ImageTable) -> None:
-    """Write ``classifier.safetensors``, ``result.json`` and ``split.csv`` of a run."""
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    result.save(folder / "result.json")
-    classifier.save(folder / "classifier.safetensors")
-    assert result.split is not None
-    save_split(result.split, table, folder / "split.csv")
 
 
 def _identity(cache: FeatureCache, settings: TrainSettings) -> str:
@@ -317,6 +243,7 @@ def fit_and_score(
     every = np.sort(np.concatenate(list(rows.values())))
     stream, viewing = streamed(cache, layer, every, settings, head), Viewing.of(cache, settings)
     held, trained, scored = viewing.held, viewing.trained, viewing.scored
+    told = (layer, *rows.values(), viewing, head.get_params())
     if stream is None:
         parts = {
             name: features_of(cache, layer, some, held if name == "train" else scored, head.halves)
@@ -324,7 +251,9 @@ def fit_and_score(
         }
         validation = (parts["val"][::scored], truth["val"]) if "val" in parts else None
         own = parts["train"]
-        head.fit_views(own if trained == held else own[::held], truth["train"], validation, trained)
+        seen = own if trained == held else own[::held]
+        with checkpoint.about(*told):
+            head.fit_views(seen, truth["train"], validation, trained)
         parts["train"] = own if scored == held else own[::held]
         blocks = {name: _in_blocks(some, len(targets.classes)) for name, some in parts.items()}
     else:
@@ -332,7 +261,8 @@ def fit_and_score(
         places = {name: np.searchsorted(every, some) * held for name, some in rows.items()}
         select = places.get("val", every[:0])
         labels = np.repeat(targets.values[every], held, axis=0)
-        head.fit_streamed(stream, labels, places["train"], select, trained)
+        with checkpoint.about(*told):
+            head.fit_streamed(stream, labels, places["train"], select, trained)
         blocks = {name: stream.blocks(every_view(some, scored)) for name, some in places.items()}
     head.on_epoch = None  # it is kept, and may be pickled
     said = {name: viewing.means(map(head.predict_proba, some)) for name, some in blocks.items()}

@@ -72,7 +72,7 @@ def test_what_cannot_be_done_is_refused_before_anything_is_computed(
 
 
 SCRIPT = """
-import functools, sys
+import sys
 from pathlib import Path
 import featpipe.train
 from featpipe import checkpoint
@@ -87,7 +87,7 @@ def loaded(self, key):
         print("after", len(state["curves"]), flush=True)
     return state
 checkpoint.Checkpoints.load = loaded
-featpipe.train.checkpointing = functools.partial(checkpoint.checkpointing, seconds=0)
+checkpoint.SECONDS = 0.0
 options = dict(QUICK, epochs=6, batch_size=5)
 finetune({images!r}, NET, CUT, sys.argv[1], CPU, SMALL,
          on_epoch=lambda row: print(int(row["epoch"]), flush=True), **options)

@@ -90,7 +90,7 @@ FLOORS = [
     ],
     ["classifier"],
     ["preparation", "crossfit", "sweep", "budget"],
-    ["train"],
+    ["result", "train"],
     ["finetune"],
     ["scratch"],
     ["report", "report.*", "compare"],

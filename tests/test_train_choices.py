@@ -27,10 +27,11 @@ from featpipe.extract import extract_features
 from featpipe.heads import make_head
 from featpipe.images import open_images
 from featpipe.metrics import MultilabelScores, compare_predictions
+from featpipe.result import Result
 from featpipe.settings import TrainSettings
 from featpipe.split import save_split
 from featpipe.targets import targets_of
-from featpipe.train import Result, train_head
+from featpipe.train import train_head
 
 DATA = Path(__file__).parents[1] / "data"
 PARTS = ["train"] * 90 + ["val"] * 45 + ["test"] * 45

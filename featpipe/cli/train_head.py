@@ -101,7 +101,8 @@ def command(
     from featpipe.cli._results import Epochs, draw, saying_how_to_resume, show
     from featpipe.cli._training import assigned, budgets_of, grid_of, value_of
     from featpipe.heads import make_head
-    from featpipe.train import save_run, train_head
+    from featpipe.result import save_run
+    from featpipe.train import train_head
 
     if more and not sweep:
         raise click.BadParameter(f"{more[0]!r} stands behind no --sweep.")

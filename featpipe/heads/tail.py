@@ -182,7 +182,8 @@ class Head(AnyHead):
                 f"{self.layer} of {self.backbone} has {stump.shape} values an image; these "
                 f"features have {features}."
             )
-        return grow(stump, classes, self.train, self.freeze_norm, self.seed, device)
+        # A bare one is filled with what was saved: nobody else's tensors may be its own.
+        return grow(stump, classes, self.train, self.freeze_norm, self.seed, device, not bare)
 
     def _computing(self, device: str) -> str:
         if self.backbone is None:
