@@ -163,8 +163,9 @@ def case(
     extraction = time.perf_counter() - begun
     classes = len(source.table.classes)
     peer = Ordinary(source, backbone, cut, precision, options, classes, seed=0)
-    ours(cache, precision, options, rows["train"][:BATCH], 1, 0)  # whatever is only done once
-    peer.epoch(rows["train"][:BATCH], labels)
+    some = rows["train"][:: max(1, len(rows["train"]) // BATCH)]  # of every class
+    ours(cache, precision, options, some, 1, 0)  # whatever is only done once
+    peer.epoch(some, labels)
     seconds: dict[str, list[float]] = {"ordinary": [], "from the cut": []}
     beginnings = []
     for _ in range(repeats):
