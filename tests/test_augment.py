@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import json
 import os
 import signal
 import subprocess
@@ -20,6 +21,7 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from PIL import Image
+from test_cli import invoke
 
 from featpipe import augment, canvas
 from featpipe.augment import Views, make_views
@@ -355,6 +357,32 @@ def test_a_transform_that_an_image_is_too_small_for_is_the_images_reason(tmp_pat
         reason = "view 1 by RandomCrop(size=300): Required crop size (300, 300) is larger"
         assert reason in cache.reasons[1]
         assert np.isnan(cache.features(view=None)[1]).all()
+
+
+def test_a_run_without_any_usable_image_says_so_and_fails(tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    for name in range(7):
+        (tmp_path / "images" / f"{name}.png").write_bytes(picture(name))
+    command = ["extract", tmp_path / "images", "-b", "pixels", "-o", tmp_path / "f.h5"]
+    done = invoke(*command, "--views", "2", "--augment", "RandomCrop(300)", rc=1)
+    assert "0 of 7 images, 2 views" in done.stdout
+    assert "view 1 by RandomCrop(size=300): Required crop size (300, 300)" in done.stderr
+    assert "NONE of the 7 images has features" in done.stderr
+    assert "a Resize before a crop" in done.stderr
+    document = json.loads(invoke(*command, "--views", "2", "--augment", "RandomCrop(300)",
+                                 "--json", rc=1).stdout)  # fmt: skip
+    assert len(document["without_features"]) == 7
+    (tmp_path / "images" / "large.png").write_bytes(picture(width=300, height=300))
+    done = invoke(*command, "--views", "2", "--augment", "RandomCrop(300)")
+    assert "1 of 8 images" in done.stdout
+    assert "NONE" not in done.stderr
+
+
+def test_without_views_it_is_the_images_that_are_to_be_mended(tmp_path: Path) -> None:
+    done = invoke("extract", DATA / "broken", "-b", "pixels", "-o", tmp_path / "f.h5", rc=1)
+    assert "NONE of the" in done.stderr
+    assert "Mend or replace the images" in done.stderr
+    assert "--augment" not in done.stderr
 
 
 # ---- the loader and the network ----------------------------------------------------------------
