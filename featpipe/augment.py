@@ -22,6 +22,7 @@ from PIL import Image
 from torch.overrides import TorchFunctionMode
 
 from featpipe import lean
+from featpipe.canvas import refuse_large, refuse_unknown, room
 from featpipe.checksums import checksum, digest_bytes
 from featpipe.decode import Preprocessing, decode
 from featpipe.errors import DecodeError, FeatpipeError, SettingsError
@@ -36,6 +37,7 @@ CONTAINERS = ("Transform", "Compose", "RandomApply", "RandomChoice", "RandomOrde
 SMOOTH = ("bilinear", "bicubic")
 TRIALS = 16  # of a transform before it is believed,
 SIZES = ((96, 64), (640, 480), (1600, 1200))  # and the pictures: one may be too small for a crop
+MOST_SHOWN = 50  # letters of a transform in the reason why an image has no features
 MOST_LETTERS = 2000  # of the text,
 MOST_NUMBER = 10_000  # and of what a number in it can be: it may come from somebody's file
 # What torch draws with; all of these take a generator.
@@ -61,6 +63,21 @@ class _Drawing(TorchFunctionMode):
             given["generator"] = self._generator
             self.draws += 1
         return func(*args, **given)
+
+
+@dataclass(frozen=True)
+class _Step:
+    """One of the transforms; `arguments` are all that it has, defaults among them."""
+
+    name: str
+    text: str
+    arguments: dict[str, Any]
+    transform: Any
+
+    def __call__(self, picture: Any, most: int) -> Any:
+        """The picture transformed; raises SettingsError before it has more than `most` pixels."""
+        refuse_large(self.name, self.arguments, picture.size, most)
+        return self.transform(picture)
 
 
 @dataclass(frozen=True)
@@ -92,7 +109,7 @@ class Views:
         return {"count": self.count, "transforms": self.transforms, "seed": self.seed}
 
     @cached_property
-    def _chain(self) -> list[Any]:
+    def _chain(self) -> list[_Step]:
         return _built(_parsed(self.transforms), self.preprocessing)
 
     def pixels(self, data: bytes, plain: np.ndarray | None = None) -> np.ndarray:
@@ -117,14 +134,16 @@ class Views:
 
     def _view(self, picture: Image.Image, digest: bytes, view: int) -> np.ndarray:
         named = digest + view.to_bytes(4, "little") + self.seed.to_bytes(8, "little")
-        try:
-            with _Drawing(checksum(np.frombuffer(named, np.uint8))):
-                for transform in self._chain:
-                    picture = transform(picture)
-        except MemoryError:
-            raise
-        except Exception as error:  # a crop larger than the picture, and whatever else
-            raise DecodeError(f"view {view}: {_first_line(error)}") from error
+        most = room(*picture.size)
+        with _Drawing(checksum(np.frombuffer(named, np.uint8))):
+            for step in self._chain:
+                try:
+                    picture = step(picture, most)
+                except MemoryError:
+                    raise
+                except Exception as error:  # a crop larger than the picture, and whatever else
+                    which = f"view {view} by {_shortened(step.text)}"
+                    raise DecodeError(f"{which}: {_first_line(error)}") from error
         height, width = self.preprocessing.crop
         if picture.size == (width, height):
             return np.array(picture)
@@ -150,13 +169,14 @@ def make_views(text: str, count: int, seed: int, preprocessing: Preprocessing) -
     UnknownNameError
         If torchvision has no transform of a name.
     SettingsError
-        If the text cannot be read, a transform does not take its arguments or gives anything but
-        an RGB picture, or none of them draws anything.
+        If the text cannot be read, a transform does not take its arguments, may make more of a
+        picture than memory should hold, or gives anything but an RGB picture, or none of them
+        draws anything.
     """
     calls = _parsed(text)
     chain, drawn = _built(calls, preprocessing), 0
-    for call, transform in zip(calls, chain, strict=True):
-        drawn += _tried([transform], _text([call]))
+    for call, step in zip(calls, chain, strict=True):
+        drawn += _tried([step], _text([call]))
     _tried(chain, _text(calls))  # what one gives may be too small for the next
     if not drawn:
         raise SettingsError(
@@ -250,7 +270,7 @@ def _text(calls: Sequence[Call]) -> str:
     )
 
 
-def _built(calls: Sequence[Call], how: Preprocessing) -> list[Any]:
+def _built(calls: Sequence[Call], how: Preprocessing) -> list[_Step]:
     known, found = _known(), []
     for name, arguments in calls:
         kind, filled = known[name], dict(arguments)
@@ -265,10 +285,15 @@ def _built(calls: Sequence[Call], how: Preprocessing) -> list[Any]:
                 filled["interpolation"] = modes.get(
                     filled["interpolation"], filled["interpolation"]
                 )
+        text = _text([(name, arguments)])
         try:
-            found.append(kind(**filled))
+            transform = kind(**filled)
         except Exception as error:  # whatever it finds wrong with its arguments
-            raise _misfit(name, kind, _text([(name, arguments)]), error) from error
+            raise _misfit(name, kind, text, error) from error
+        every = inspect.signature(kind).bind(**filled)
+        every.apply_defaults()
+        refuse_unknown(name, every.arguments)
+        found.append(_Step(name, text, every.arguments, transform))
     return found
 
 
@@ -279,15 +304,15 @@ def _misfit(name: str, kind: type, text: str, error: Exception) -> FeatpipeError
     )
 
 
-def _tried(transforms: Sequence[Any], text: str) -> int:
+def _tried(steps: Sequence[_Step], text: str) -> int:
     """How often transforms draw, on a few pictures; raises SettingsError if they are of no use."""
     failed: Exception | None = None
     for width, height in SIZES:
         noise = np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)
         try:
-            return sum(_trial(transforms, Image.fromarray(noise), seed) for seed in range(TRIALS))
+            return sum(_trial(steps, Image.fromarray(noise), seed) for seed in range(TRIALS))
         except SettingsError as error:
-            raise SettingsError(f"--augment: {text} {error}") from None
+            raise SettingsError(f"--augment: {text} {str(error).rstrip('.')}.") from None
         except Exception as error:  # whatever a transform has against a picture
             failed = error
     assert failed is not None
@@ -296,11 +321,12 @@ def _tried(transforms: Sequence[Any], text: str) -> int:
     ) from failed
 
 
-def _trial(transforms: Sequence[Any], picture: Any, seed: int) -> int:
+def _trial(steps: Sequence[_Step], picture: Any, seed: int) -> int:
+    most = room(*picture.size)
     with warnings.catch_warnings(), _Drawing(seed) as drawing:
         warnings.simplefilter("error")  # of what is passed through as it is
-        for transform in transforms:
-            picture = transform(picture)
+        for step in steps:
+            picture = step(picture, most)
     if not isinstance(picture, Image.Image) or picture.mode != "RGB" or not min(picture.size):
         is_picture = isinstance(picture, Image.Image)
         what = f"a picture of mode {picture.mode}" if is_picture else type(picture).__name__
@@ -315,3 +341,7 @@ def _trial(transforms: Sequence[Any], picture: Any, seed: int) -> int:
 def _first_line(error: BaseException) -> str:
     lines = (str(error).strip() or type(error).__name__).splitlines()
     return lines[0][:200].rstrip(".")
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= MOST_SHOWN else f"{text[: MOST_SHOWN - 3]}..."

@@ -260,7 +260,7 @@ class _Run:
         if not math.isfinite(loss):
             raise HeadError(
                 f"The {which} loss is no longer finite in epoch {len(self.curves) + 1}: lower the "
-                f"learning rate (now {self.settings.lr:g}) or standardize the features."
+                f"learning rate (now {self.settings.lr:g}) or give it finite, smaller inputs."
             )
 
     def _step(self, batch: Tensor, step: int) -> None:

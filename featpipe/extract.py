@@ -242,3 +242,14 @@ def _report(cache: FeatureCache) -> None:
         log.warning("No features for %s: %s.", cache.table.ids[row], cache.reasons[row])
     if len(bad) > 5:
         log.warning("... and for %d more; `featpipe info` lists them.", len(bad) - 5)
+    if len(bad) and len(bad) == len(cache):
+        views = cache.views > 1 and any(reason.startswith("view ") for reason in cache.reasons)
+        log.warning(
+            "NONE of the %d images has features, so nothing can be trained on %s. %s",
+            len(cache),
+            cache.path,
+            "An image needs all of its views: give --augment what every image is large enough "
+            "for, such as a Resize before a crop."
+            if views
+            else "Mend or replace the images, or name others.",
+        )

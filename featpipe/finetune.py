@@ -18,6 +18,7 @@ from featpipe.errors import SettingsError
 from featpipe.extract import Progress, extract_features
 from featpipe.heads import build_head
 from featpipe.images import ImageSource, open_images
+from featpipe.preparation import check_table
 from featpipe.result import Result, save_run
 from featpipe.settings import ExtractSettings, ImageSettings, TrainSettings
 from featpipe.tails import cut_off
@@ -80,6 +81,10 @@ def finetune(
     ------
     LayerError
         If the network cannot be cut there.
+    SplitError
+        If the labels do not allow the split; told before anything is computed.
+    HeadError
+        If the head does not take an option, or cannot be trained.
     DiskSpaceError
         If the activations would not fit.
     """
@@ -91,12 +96,14 @@ def finetune(
     unfitted = build_head("tail", settings, options)  # or refuse before anything is computed
     loaded = load_backbone(backbone, extract.weights, extract.seed, extract.input_size)
     stump = cut_off(loaded, cut, unfitted.train == "last" or unfitted.freeze_norm)
+    unfitted.check_stump(stump)
     source = open_images(images, image_settings)
-    row = int(np.prod(stump.shape)) * np.dtype(extract.dtype).itemsize
+    check_table(source.table, settings)
+    row = extract.views * int(np.prod(stump.shape)) * np.dtype(extract.dtype).itemsize
     log.info(
-        "%d images, %s values of %s each: %.2f GB of %s to be stored in %s.",
-        len(source), "x".join(map(str, stump.shape)), cut, len(source) * row / 1e9, extract.dtype,
-        out,
+        "%d images%s, %s values of %s each: %.2f GB of %s to be stored in %s.",
+        len(source), f" in {extract.views} views" if extract.views > 1 else "",
+        "x".join(map(str, stump.shape)), cut, len(source) * row / 1e9, extract.dtype, out,
     )  # fmt: skip
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)

@@ -11,6 +11,7 @@ from featpipe.errors import HeadError, SplitError
 from featpipe.registry import no_such
 from featpipe.settings import TrainSettings
 from featpipe.split import Split, split_rows
+from featpipe.table import ImageTable
 from featpipe.targets import Targets, targets_of
 
 log = logging.getLogger(__name__)
@@ -25,6 +26,22 @@ def prepare(cache: FeatureCache, settings: TrainSettings) -> tuple[Targets, Spli
         log.warning("%d labelled images have no features and are left out.", left_out)
     check_classes(targets, split)
     return targets, split
+
+
+def check_table(table: ImageTable, settings: TrainSettings) -> None:
+    """Refuse what cannot be trained on whatever the images show, before any of them is read.
+
+    Images that turn out to be unusable are left out later, so that less may be possible then.
+
+    Raises
+    ------
+    SplitError
+        If the labels do not allow the split, or the split not what the settings ask for.
+    """
+    targets = targets_of(table, settings.separator)
+    split = split_rows(table, settings, np.ones(len(table), bool), strata=targets.strata)
+    check_classes(targets, split)
+    check_rows(targets, split, settings, (), ())
 
 
 def check_classes(targets: Targets, split: Split) -> None:

@@ -66,10 +66,22 @@ class ResidentRows:
 
 
 class HeldRows:
-    """Rows of arrays that follow one another, each of its own type and none of them copied."""
+    """Rows of arrays that follow one another, each of its own type and none of them copied.
 
-    def __init__(self, parts: Sequence[np.ndarray], device: torch.device) -> None:
-        self.shape, self.device = (sum(map(len, parts)), parts[0].shape[1]), device
+    Parameters
+    ----------
+    parts : sequence of float array, shape (rows, d)
+    device : torch.device
+    each : sequence of int
+        How many numbers each row of a part stands under, one after another; 1 if left out.
+    """
+
+    def __init__(
+        self, parts: Sequence[np.ndarray], device: torch.device, each: Sequence[int] = ()
+    ) -> None:
+        self._each = list(each) or [1] * len(parts)
+        rows = sum(len(part) * times for part, times in zip(parts, self._each, strict=True))
+        self.shape, self.device = (rows, parts[0].shape[1]), device
         # torch warns of memory that it may not write to, though it only reads.
         given = [part if part.flags.writeable else part.copy() for part in parts]
         self._parts = [torch.from_numpy(part).to(device) for part in given]
@@ -77,11 +89,11 @@ class HeldRows:
     def take(self, rows: Tensor, slot: int = 0) -> Tensor:
         """Some rows of one array, of its type, on the device."""
         first = 0
-        for part in self._parts:
-            here = (rows >= first) & (rows < first + len(part))
-            if here.all():
-                return part.index_select(0, (rows - first).to(self.device))
-            first += len(part)
+        for part, times in zip(self._parts, self._each, strict=True):
+            stop = first + len(part) * times
+            if ((rows >= first) & (rows < stop)).all():
+                return part.index_select(0, ((rows - first) // times).to(self.device))
+            first = stop
         raise IndexError("rows of several arrays, or of none")
 
     def shuffled(self, rows: Tensor, generator: torch.Generator) -> Tensor:

@@ -2,12 +2,13 @@
 
 import contextlib
 import io
+import json
 import os
 import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +21,9 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from PIL import Image
+from test_cli import invoke
 
+from featpipe import augment, canvas
 from featpipe.augment import Views, make_views
 from featpipe.cache import FeatureCache
 from featpipe.decode import EXACT, Preprocessing, decode, encode_png
@@ -242,6 +245,108 @@ def test_views_and_augment_need_each_other(given_: dict[str, object], said: str)
         ExtractSettings(**given_)
 
 
+TOO_LARGE = [
+    "RandomZoomOut(side_range=(1, 9999))",
+    "RandomZoomOut(side_range=(150, 150), p=1.0)",
+    "Pad(9999)",
+    "Pad((0, 0, 9999, 9999))",
+    "Pad([9999, 9999],padding_mode='reflect')",
+    "Resize(9999)",
+    "Resize([9999])",
+    "Resize((9999, 9999))",
+    "CenterCrop(9999)",
+    "RandomCrop(9999,pad_if_needed=True)",
+    "RandomCrop(32,padding=9999)",
+    "RandomResize(9000, 9999)",
+    "RandomShortestSize(9999)",
+    "RandomShortestSize([32, 9999])",
+    "ScaleJitter((32, 32), scale_range=(1, 9999))",
+    "ScaleJitter((9999, 9999))",
+    "RandomResizedCrop(0.5, 1.0, size=9999)",
+    "Resize(2000), RandomRotation(90, expand=True), Pad(4000)",
+    ", ".join(["Pad(1000)"] * 20),
+]
+
+
+@pytest.fixture
+def _none_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fails where a picture of many pixels is made."""
+    for name in ("new", "frombytes", "fromarray"):
+        make = getattr(Image, name)
+
+        def checked(*args: object, make: Callable[..., Image.Image] = make) -> Image.Image:
+            made = make(*args)
+            assert made.size[0] * made.size[1] <= canvas.MOST_MADE
+            return made
+
+        monkeypatch.setattr(Image, name, checked)
+
+
+@pytest.mark.usefixtures("_none_is_made")
+@pytest.mark.parametrize("text", TOO_LARGE)
+def test_what_would_fill_the_memory_is_refused_before_it_is_made(text: str) -> None:
+    with pytest.raises(SettingsError, match=r"may make [\d,]+ pixels of a picture of .* Resize"):
+        views(f"{text}, HorizontalFlip")
+
+
+@pytest.mark.parametrize("text", ["GaussianBlur(9999)", "ElasticTransform(sigma=9999)"])
+def test_a_blur_that_would_fill_the_memory_is_refused(text: str) -> None:
+    with pytest.raises(SettingsError, match=r"would blur with .* smaller kernel_size or sigma"):
+        views(f"{text}, HorizontalFlip")
+
+
+@pytest.mark.parametrize(
+    ("text", "width", "height"),
+    [("RandomZoomOut(side_range=(150, 150), p=1.0)", 64, 48),
+     ("RandomRotation(45, expand=True)", 50_000, 1)],
+)  # fmt: skip
+def test_a_picture_too_large_for_a_transform_is_refused_without_a_trial_too(
+    text: str, width: int, height: int
+) -> None:
+    """A file names the transforms, or no trial was of a picture like this one."""
+    data = encode_png(np.zeros((height, width, 3), np.uint8))
+    with pytest.raises(DecodeError, match=r"view 1 by Random.*\(.*\): may make [\d,]+ pixels"):
+        Views(2, text, 0, replace(HOW, resize=(32, 32))).pixels(data)
+
+
+def test_every_transform_of_torchvision_is_known_to_keep_a_size_or_how_it_changes_it() -> None:
+    known = canvas.KEEPING | set(canvas.LARGEST)
+    assert not canvas.KEEPING & set(canvas.LARGEST)
+    assert set(augment._known()) <= known
+    with pytest.raises(SettingsError, match=r"RandomFill makes is not known .* RandomZoomOut"):
+        canvas.refuse_unknown("RandomFill", {})
+
+
+SIZED = [
+    "CenterCrop({a})", "Pad({a})", "Pad(({a}, {b}))", "Pad([1, {a}, 2, {b}])", "Pad((-3, {a}))",
+    "RandomCrop({a}, pad_if_needed=True)", "RandomCrop(({a}, {b}), ({b}, 1), True)",
+    "RandomCrop(1, padding=(3, {a}, -1, {b}))",
+    "RandomResize({a}, {c})", "RandomShortestSize([{a}, {b}])",
+    "RandomShortestSize({a}, max_size={b})", "RandomZoomOut(side_range=(1, {a}), p=1.0)",
+    "RandomRotation({b}, expand=True)", "RandomRotation(({a}, {c}), expand=True)",
+    "Resize({a})", "Resize({a}, max_size={c})", "Resize(({a}, {b}))", "Resize(None, max_size={a})",
+    "ScaleJitter(({a}, {b}), scale_range=(0.5, {a}))", "RandomResizedCrop(0.1, 1, size=({a}, {b}))",
+]  # fmt: skip
+
+
+@given(
+    text=st.sampled_from(SIZED), a=st.integers(1, 40), b=st.integers(1, 170),
+    side=st.tuples(st.integers(1, 60), st.integers(1, 60)), seed=st.integers(0, 9),
+)  # fmt: skip
+@hypothesis_settings(max_examples=300, deadline=None)
+def test_no_transform_makes_more_than_was_told(
+    text: str, a: int, b: int, side: tuple[int, int], seed: int
+) -> None:
+    try:
+        (step,) = augment._built(augment._parsed(text.format(a=a, b=b, c=a + b)), HOW)
+    except SettingsError:  # such as a longest side below the shortest
+        return
+    told = canvas.LARGEST[step.name](step.arguments, *side)
+    with augment._Drawing(seed), contextlib.suppress(ValueError, ZeroDivisionError):
+        made = step.transform(Image.new("RGB", side))
+        assert made.width * made.height <= told
+
+
 def test_a_transform_that_an_image_is_too_small_for_is_the_images_reason(tmp_path: Path) -> None:
     (tmp_path / "images").mkdir()
     for name, width in (("small", 64), ("large", 500)):
@@ -249,8 +354,35 @@ def test_a_transform_that_an_image_is_too_small_for_is_the_images_reason(tmp_pat
     settings = ExtractSettings(views=2, augment="RandomCrop(300)", input_size=8)
     with extract_features(tmp_path / "images", "pixels", tmp_path / "f.h5", settings) as cache:
         assert cache.ok.tolist() == [True, False]
-        assert "view 1: Required crop size (300, 300) is larger" in cache.reasons[1]
+        reason = "view 1 by RandomCrop(size=300): Required crop size (300, 300) is larger"
+        assert reason in cache.reasons[1]
         assert np.isnan(cache.features(view=None)[1]).all()
+
+
+def test_a_run_without_any_usable_image_says_so_and_fails(tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    for name in range(7):
+        (tmp_path / "images" / f"{name}.png").write_bytes(picture(name))
+    command = ["extract", tmp_path / "images", "-b", "pixels", "-o", tmp_path / "f.h5"]
+    done = invoke(*command, "--views", "2", "--augment", "RandomCrop(300)", rc=1)
+    assert "0 of 7 images, 2 views" in done.stdout
+    assert "view 1 by RandomCrop(size=300): Required crop size (300, 300)" in done.stderr
+    assert "NONE of the 7 images has features" in done.stderr
+    assert "a Resize before a crop" in done.stderr
+    document = json.loads(invoke(*command, "--views", "2", "--augment", "RandomCrop(300)",
+                                 "--json", rc=1).stdout)  # fmt: skip
+    assert len(document["without_features"]) == 7
+    (tmp_path / "images" / "large.png").write_bytes(picture(width=300, height=300))
+    done = invoke(*command, "--views", "2", "--augment", "RandomCrop(300)")
+    assert "1 of 8 images" in done.stdout
+    assert "NONE" not in done.stderr
+
+
+def test_without_views_it_is_the_images_that_are_to_be_mended(tmp_path: Path) -> None:
+    done = invoke("extract", DATA / "broken", "-b", "pixels", "-o", tmp_path / "f.h5", rc=1)
+    assert "NONE of the" in done.stderr
+    assert "Mend or replace the images" in done.stderr
+    assert "--augment" not in done.stderr
 
 
 # ---- the loader and the network ----------------------------------------------------------------

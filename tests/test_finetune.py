@@ -15,9 +15,9 @@ from safetensors.numpy import load_file
 from test_cli import invoke
 
 from featpipe.classifier import Classifier
-from featpipe.errors import FeatpipeError, HeadError, LayerError, SettingsError
+from featpipe.errors import FeatpipeError, HeadError, LayerError, SettingsError, SplitError
 from featpipe.finetune import finetune
-from featpipe.settings import ExtractSettings, TrainSettings
+from featpipe.settings import ExtractSettings, ImageSettings, TrainSettings
 
 NET, CUT = "squeezenet1_1@random", "features.9"
 CPU = TrainSettings(device="cpu", test=0.2)
@@ -69,6 +69,72 @@ def test_what_cannot_be_done_is_refused_before_anything_is_computed(
     with pytest.raises(SettingsError, match="cut"):
         finetune(shapes, NET, CUT, tmp_path / "out", replace(CPU, layer=CUT), SMALL)
     assert not (tmp_path / "out").exists()
+
+
+def test_images_that_cannot_be_trained_on_are_refused_before_any_is_computed(
+    shapes: Path, tmp_path: Path
+) -> None:
+    table = tmp_path / "images.csv"
+    rows = sorted(path.relative_to(shapes) for path in shapes.glob("*/*"))
+    for names, said in (
+        (rows[:6], "only one class among the training images: circle"),
+        ([rows[0], rows[1], rows[-2], rows[-1]], "cannot give 20% away"),
+    ):
+        lines = [f"{shapes / name},{name.parent}" for name in names]
+        table.write_text("\n".join(["path,label", *lines]))
+        outside = ImageSettings(allow_outside=True)
+        with pytest.raises(SplitError, match=said):
+            finetune(table, NET, CUT, tmp_path / "out", CPU, SMALL, outside)
+    table.write_text("\n".join(["path", *(str(shapes / name) for name in rows)]))
+    with pytest.raises(SplitError, match="None of the images has a label"):
+        finetune(table, NET, CUT, tmp_path / "out", CPU, SMALL, outside)
+    strict = replace(CPU, val=0.0, min_precision=0.9)
+    with pytest.raises(SplitError, match="fitted on validation rows, and there are none"):
+        finetune(shapes, NET, CUT, tmp_path / "out", strict, SMALL)
+    assert not (tmp_path / "out").exists()
+
+
+def test_batches_that_batch_norm_cannot_learn_from_are_one_message(
+    shapes: Path, tmp_path: Path
+) -> None:
+    common = ["-b", "resnet18@random", "--cut", "layer3", "--epochs", "1", "--device", "cpu",
+              "--batch-size", "1"]  # fmt: skip
+    tiny, out = [*common, "--input-size", "32"], tmp_path / "out"
+    done = invoke("finetune", shapes, *tiny, "-o", out, rc=1)
+    said = " ".join(done.stderr.split())
+    assert "Batches of 1 cannot be trained on" in said
+    assert "--batch-size above 1" in said
+    assert "--freeze-norm" in said
+    assert not out.exists()
+    frozen = invoke("finetune", shapes, *tiny, "-o", out, "--freeze-norm")
+    assert "Kept: epoch 1" in frozen.stdout
+    done = invoke("train-head", out / "features.h5", "--head", "tail", "--train", "all", "--device",
+                  "cpu", "--batch-size", "1", "-o", tmp_path / "head", rc=1)  # fmt: skip
+    assert "Batches of 1 cannot be trained on" in " ".join(done.stderr.split())
+
+
+def test_batches_of_one_are_trained_on_where_a_channel_has_several_values(
+    shapes: Path, tmp_path: Path
+) -> None:
+    settings = replace(SMALL, input_size=64)
+    options = {**QUICK, "epochs": 1, "batch_size": 1}
+    _, result = finetune(shapes, "resnet18@random", "layer3", tmp_path, CPU, settings, **options)
+    assert len(result.curves) == 1
+
+
+def test_all_views_count_in_what_is_to_be_stored(
+    shapes: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "featpipe")
+    viewed = replace(SMALL, input_size=96, views=40, augment="HorizontalFlip")
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        finetune(shapes, NET, CUT, tmp_path, CPU, viewed, on_progress=stop)
+    # 36 x 40 x 384 x 5 x 5 halves
+    assert "36 images in 40 views, 384x5x5 values of features.9 each: 0.03 GB" in caplog.text
 
 
 SCRIPT = """

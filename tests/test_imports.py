@@ -25,6 +25,7 @@ FLOORS = [
         "decode",
         "decode_fast",
         "decode_cuda",
+        "canvas",
         "augment",
         "weights",
         "cnn",

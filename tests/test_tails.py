@@ -337,6 +337,38 @@ def test_float16_rows_are_held_as_they_are() -> None:
     assert rows._parts[0].data_ptr() == parts[0].ctypes.data
 
 
+def test_a_row_may_stand_under_several_numbers() -> None:
+    parts = [np.arange(12.0).reshape(6, 2), np.arange(100.0, 106).reshape(3, 2)]
+    rows = HeldRows(parts, torch.device("cpu"), each=[1, 4])
+    assert rows.shape == (18, 2)
+    assert rows.take(torch.tensor([5, 0])).tolist() == [[10, 11], [0, 1]]
+    assert rows.take(torch.tensor([17, 14, 13, 6])).tolist() == [
+        [104, 105], [104, 105], [102, 103], [100, 101],
+    ]  # fmt: skip
+    with pytest.raises(IndexError):
+        rows.take(torch.tensor([5, 6]))
+
+
+def test_validation_rows_are_not_copied_for_each_view(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They may be nearly as many as the training rows, and nothing counts copies of them."""
+    held: list[HeldRows] = []
+
+    class Watched(HeldRows):
+        def __init__(self, *given: Any) -> None:
+            super().__init__(*given)
+            held.append(self)
+
+    monkeypatch.setattr("featpipe.heads.tail.HeldRows", Watched)
+    random, views = np.random.default_rng(0), 4
+    X, X_val = random.normal(size=(2, 12, 5)).astype(np.float32)
+    y, y_val = np.arange(3) % 2, np.arange(12) % 2
+    head = tail(train="all", epochs=4, lr=0.1).fit_views(X, y, (X_val, y_val), views)
+    assert [part.data_ptr() for part in held[0]._parts] == [X.ctypes.data, X_val.ctypes.data]
+    expected = head.predict_proba(X_val)[np.arange(12), y_val]
+    losses = [row["val_loss"] for row in head.curves_]
+    assert min(losses) == pytest.approx(-np.log(expected).mean(), rel=1e-5)
+
+
 def test_pooled_features_are_refused_with_the_way_out(shapes_cache: FeatureCache) -> None:
     with pytest.raises(LayerError, match=r"pooled \(avg\).*--pool flatten"):
         train_head(shapes_cache, "tail", CPU, **QUICK)

@@ -1,13 +1,17 @@
 """``featpipe extract``."""
 
+import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from featpipe.cli._options import json_option, settings_options
 from featpipe.settings import ExtractSettings, ImageSettings
+
+if TYPE_CHECKING:
+    from featpipe.cache import FeatureCache
 
 
 @click.command("extract")
@@ -34,9 +38,10 @@ def command(
     """Cache the features of IMAGES, resuming an interrupted run.
 
     IMAGES is a folder (photos/CLASS/..., photos/train/CLASS/...), a CSV, TSV or Parquet table,
-    or a built-in data set (digits, torchvision:CIFAR10).
+    or a built-in data set (digits, torchvision:CIFAR10). An image that cannot be used is a row with
+    a reason; if that is all of them, the exit code is 1.
     """
-    from featpipe.cli._output import note, print_json, progress, say
+    from featpipe.cli._output import print_json, progress
     from featpipe.cli._text import default_out, describe_cache
     from featpipe.extract import extract_features
     from featpipe.throughput import Meter
@@ -52,12 +57,19 @@ def command(
         cache = extract_features(
             images, backbone, target, on_progress=reporter("extract"), meter=meter, **settings
         )
-    document = describe_cache(cache)
     if as_json:
-        print_json(document)
-        return
-    shapes = ", ".join(f"{name} {tuple(shape)}" for name, shape in cache.layers.items())
+        print_json(describe_cache(cache))
+    else:
+        _print_cache(target, cache)
+    if not cache.ok.any():  # what comes next in a script could only fail, and not say why
+        sys.exit(1)
+
+
+def _print_cache(target: Path, cache: "FeatureCache") -> None:
+    from featpipe.cli._output import note, say
+
     usable = int(cache.ok.sum())
+    shapes = ", ".join(f"{name} {tuple(shape)}" for name, shape in cache.layers.items())
     several = f", {cache.views} views" if cache.views > 1 else ""
     say(f"{usable} of {len(cache)} images{several}, {shapes}, in {target}")
     if usable < len(cache):

@@ -1,5 +1,6 @@
 """The rest of the pretrained network, behind the layer that is cached: fine-tuning from a cut."""
 
+import copy
 import time
 from collections.abc import Iterator, Sequence
 from numbers import Integral
@@ -192,6 +193,32 @@ class Head(AnyHead):
             return self.precision
         return "bfloat16" if precisions(device)[0] == "bfloat16" else "float32"
 
+    def check_stump(self, stump: Stump) -> None:
+        """Raise HeadError if what is behind a cut cannot be trained, whatever the rows.
+
+        Asked before any features are computed.
+        """
+        if self.batch_size == 1:
+            self._refuse_lone_rows(
+                grow(stump, 2, self.train, self.freeze_norm, self.seed, device="cpu")
+            )
+
+    def _refuse_lone_rows(self, network: Tail) -> None:
+        """Refuse a batch size of 1 where batch norm would have one value of a channel to norm."""
+        if self.batch_size > 1:  # a last row that is alone joins the batch before
+            return
+        tried = copy.deepcopy(network).cpu().train()  # its statistics move
+        with torch.random.fork_rng(devices=[]), torch.no_grad():  # dropout draws
+            try:
+                tried(torch.zeros(1, int(np.prod(network.shape))))
+            except ValueError as error:
+                raise HeadError(
+                    "Batches of 1 cannot be trained on: batch norm behind the cut would see a "
+                    "single value of each channel, and needs several. Give a --batch-size above "
+                    "1, keep batch norm as it is (--freeze-norm), or extract at a larger "
+                    "--input-size."
+                ) from error
+
     def _descent(self, device: str) -> Descent:
         lr = self.lr
         if lr is None:
@@ -203,16 +230,17 @@ class Head(AnyHead):
         )  # fmt: skip
 
     def _fit(self, X: np.ndarray, codes: np.ndarray, validation: Validation | None) -> None:
-        rows, targets, views = [X], codes, self._views
+        rows, each, targets, views = [X], [1], codes, self._views
         if validation is not None:
-            # The loop counts in images of so many rows, those that select among them.
-            held_out = (part.repeat(views, axis=0) if views > 1 else part for part in validation)
-            selecting, wanted = held_out
-            rows, targets = [X, selecting], np.concatenate([codes, wanted])
+            # The loop counts in images of so many rows, those that select among them; of those
+            # there is one, which stands for all.
+            selecting, wanted = validation
+            rows, each = [X, selecting], [1, views]
+            targets = np.concatenate([codes, wanted.repeat(views, axis=0)])
         device = torch.device(choose_device(self.device))
         train = np.arange(0, len(X), views)
         select = np.arange(len(X), len(targets), views)
-        self._train(HeldRows(rows, device), targets, train, select)
+        self._train(HeldRows(rows, device, each), targets, train, select)
 
     def _learn_streamed(
         self, rows: StreamedRows, codes: np.ndarray, train: np.ndarray, select: np.ndarray
@@ -230,6 +258,7 @@ class Head(AnyHead):
     ) -> tuple[Tail, list[dict[str, float]]]:
         device = rows.device
         network = self._grown(rows.shape[1], classes, str(device))
+        self._refuse_lone_rows(network)
         weights = class_weights(self.class_weight, targets[task.train], classes, self)
         kind = torch.float32 if targets.ndim == 2 else torch.int64
         curves = descend(
