@@ -54,11 +54,12 @@ def idle(before: Way, after: Way, loaded: Backbone, cut: str | None = None) -> s
     """
     if replace(before, learn=after.learn) != after:  # rows and pixels are nothing of a backbone's
         return None
-    one, _ = adapted(before, loaded, cut)
-    other, notes = adapted(after, loaded, cut)
+    one, mine = adapted(before, loaded, cut)
+    other, theirs = adapted(after, loaded, cut)
     if one != other:
         return None
-    return notes[-1] if notes else f"On {loaded.title} it changes nothing."
+    of_one_alone = [note for note in (*mine, *theirs) if (note in mine) != (note in theirs)]
+    return " ".join(of_one_alone) or f"On {loaded.title} it changes nothing."
 
 
 def _norm_here(loaded: Backbone) -> tuple[bool | None, str]:
