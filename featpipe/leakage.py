@@ -1,11 +1,13 @@
 """Rows of one patient on both sides of a split: how many there are, and what they are worth."""
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from featpipe.cache import FeatureCache
+from featpipe.calibration import wilson
 from featpipe.metrics import Figure, corrected_interval
 from featpipe.settings import TrainSettings
 from featpipe.split import Split
@@ -13,6 +15,14 @@ from featpipe.targets import targets_of
 from featpipe.train import train_head
 
 RESAMPLES = 2000
+FIGURES = ("random", "grouped", "difference", "of_folds")
+# What the two intervals of a gap are, and what each is the answer to.
+INTERVALS = {
+    "difference": "bootstrap over whole groups: what other groups of the kind might give, scored "
+    "by the heads that were trained here",
+    "of_folds": "corrected resampled t over folds (Nadeau and Bengio): what heads trained anew on "
+    "other images of the kind might give",
+}
 
 
 @dataclass(frozen=True)
@@ -60,27 +70,43 @@ def leak_of(split: Split, part: str, groups: np.ndarray) -> Leak:
     return Leak(len(seen), len(torn), rows, scored)
 
 
-def by_group(right: np.ndarray, groups: np.ndarray, seed: int = 0) -> Figure:
+def by_group(values: np.ndarray, groups: np.ndarray, seed: int = 0, signed: bool = False) -> Figure:
     """The mean of some values, and its 95 % interval where whole groups are drawn anew.
 
     Rows of one group are alike, so that there is less in them than in as many that are not.
 
+    A bootstrap has no width where no group differs from another, as at 0 and at 100 %; yet the
+    next group may differ. The interval then reaches as far as Wilson's for that many groups of
+    which none does. Shares are never told more narrowly than Wilson's interval of as many rows
+    would be, each a group of its own.
+
     Parameters
     ----------
-    right : array, shape (n,)
+    values : array, shape (n,)
+        Shares, in [0, 1].
     groups : object array of str, shape (n,)
     seed : int
+    signed : bool
+        They are differences of shares, in [-1, 1].
 
     References
     ----------
-    Field and Welsh, "Bootstrapping clustered data", JRSS B 2007.
+    Field and Welsh, "Bootstrapping clustered data", JRSS B 2007; Wilson, "Probable inference, the
+    law of succession, and statistical inference", JASA 1927.
     """
     _, codes = np.unique(groups.astype(str), return_inverse=True)
-    sizes, sums = np.bincount(codes), np.bincount(codes, weights=right)
+    sizes, sums = np.bincount(codes), np.bincount(codes, weights=values)
     drawn = np.random.default_rng(seed).integers(len(sizes), size=(RESAMPLES, len(sizes)))
     means = sums[drawn].sum(axis=1) / sizes[drawn].sum(axis=1)
-    low, high = np.percentile(means, [2.5, 97.5])
-    return Figure(float(np.mean(right)), float(low), float(high))
+    mean = float(np.mean(values))
+    low, high = (float(end) for end in np.percentile(means, [2.5, 97.5]))
+    if np.isclose(low, high, rtol=0, atol=1e-12):
+        _, unseen = wilson(0, len(sizes))
+        low, high = max(-1.0 if signed else 0.0, low - unseen), min(1.0, high + unseen)
+    if not signed:
+        alone = wilson(round(float(np.sum(values))), len(values))
+        low, high = min(low, alone[0], mean), max(high, alone[1], mean)
+    return Figure(mean, low, high)
 
 
 @dataclass(frozen=True)
@@ -93,9 +119,11 @@ class Gap:
         Accuracy over folds that tear groups apart, and over folds that do not; every row is
         predicted as often by both. Intervals are of a bootstrap over whole groups.
     difference : Figure
-        Of the two, on the same rows, likewise: for patients as a sample of their like.
+        Of the two, on the same rows, likewise: for patients as a sample of their like, by the
+        heads that were trained here.
     of_folds : Figure
-        The same difference, fold by fold, with an interval that knows what folds share.
+        The same difference, fold by fold, with an interval that knows what folds share: for heads
+        that are trained anew on other images of the kind.
     groups, images, folds, repeats : int
     head : str
     """
@@ -111,8 +139,15 @@ class Gap:
     head: str
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values."""
-        return asdict(self)
+        """Plain JSON values, and what the two intervals of the difference are."""
+        return {**asdict(self), "intervals_95": INTERVALS}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "Gap":
+        """The inverse of `to_dict`."""
+        given = {name: value for name, value in values.items() if name != "intervals_95"}
+        figures = {name: Figure(*given[name]) for name in FIGURES}
+        return cls(**{**given, **figures})
 
 
 def measure_gap(
@@ -166,6 +201,7 @@ def measure_gap(
     apart = np.subtract(by_fold["none"], by_fold[group]).tolist()
     return Gap(
         by_group(torn, named, base.seed), by_group(kept, named, base.seed),
-        by_group(torn - kept, named, base.seed), corrected_interval(apart, 1 / (folds - 1)),
+        by_group(torn - kept, named, base.seed, signed=True),
+        corrected_interval(apart, 1 / (folds - 1)),
         len(set(named)), len(rows), folds, repeats, head,
     )  # fmt: skip

@@ -1,7 +1,7 @@
 """Recipes run on the user's own images: as published, fault after fault mended, done right."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from featpipe.manifest import SUFFIXES, read_columns
 from featpipe.recipes import Recipe, Route, load_recipe
 from featpipe.rungs import Runner
 from featpipe.settings import ExtractSettings, ImageSettings
-from featpipe.steps import Change, Step, change
+from featpipe.steps import Change, LeftOut, Step, change
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,14 +28,26 @@ class RouteOutcome:
     ----------
     route : Route
     steps : list of Step
-        The last is what is done right, unless only the published was asked for.
+        The last is what is done right, unless only the published was asked for or a fault that
+        is in force could not be mended.
     gap : Gap or None
         Where a fault leaks groups, and they are known.
+    gap_note : str
+        Why a gap that was looked for is not there.
+    left_out : list of LeftOut
+        Faults whose mending was not run.
     """
 
     route: Route
     steps: list[Step]
     gap: Gap | None
+    gap_note: str = ""
+    left_out: list[LeftOut] = field(default_factory=list)
+
+    @property
+    def right(self) -> bool:
+        """Whether the last step has none of the faults."""
+        return len(self.steps) > 1 and not any(one.in_force for one in self.left_out)
 
     @property
     def changes(self) -> list[Change]:
@@ -49,7 +61,10 @@ class RouteOutcome:
             "published": self.route.published.to_dict(),
             "steps": [asdict(step) for step in self.steps],
             "changes": [asdict(one) for one in self.changes],
+            "done_right": self.right,
+            "left_out": [asdict(one) for one in self.left_out],
             "gap": self.gap.to_dict() if self.gap else None,
+            "gap_note": self.gap_note,
         }
 
 
@@ -67,6 +82,8 @@ class Reproduction:
     groups : int or None
         Patients, source pictures, ...; None where they are not known.
     routes : list of RouteOutcome
+    notes : list of str
+        What is not known of the images.
     """
 
     name: str
@@ -75,6 +92,7 @@ class Reproduction:
     classes: dict[str, int]
     groups: int | None
     routes: list[RouteOutcome]
+    notes: list[str] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
@@ -88,6 +106,7 @@ class Reproduction:
             "groups": self.groups,
             "faults": [{"name": one.name, "why": one.why} for one in recipe.faults],
             "assumed": list(recipe.assumed),
+            "notes": self.notes,
             "routes": [one.to_dict() for one in self.routes],
         }
 
@@ -144,6 +163,11 @@ def run_recipe(
         If there is no such recipe.
     WeightsError
         If the published backbone's weights cannot be had; the message says how to go on.
+    SplitError
+        If the images have too few classes, or are too few to be divided; before any feature is
+        computed.
+    SettingsError
+        If a cut is asked for where nothing is fine-tuned.
     """
     recipe = load_recipe(name)
     source = open_images(images, _columns(recipe, images, image_settings))
@@ -151,16 +175,17 @@ def run_recipe(
         source = with_classes(source, classes)
     run = Runner(recipe, source, Path(out), backbone, group, cut, extract, on_progress)
     outcomes = []
-    for route in recipe.routes:
-        rungs = list(enumerate(recipe.ladder(route)))
-        chosen = rungs[:1] if as_published else rungs if each_fault else [rungs[0], rungs[-1]]
+    plans = [run.plan(route, as_published) for route in recipe.routes]  # all, before any is run
+    for route, (ladder, left_out) in zip(recipe.routes, plans, strict=True):
+        rungs = list(enumerate(ladder))
+        chosen = rungs if each_fault or len(rungs) == 1 else [rungs[0], rungs[-1]]
         steps = [run.step(route, number, rung) for number, rung in chosen]
         leaks = any(fault.leak for fault in recipe.faults_of(route))
-        gap = run.gap(rungs[-1][1].way) if leaks and not as_published else None
-        outcomes.append(RouteOutcome(route, steps, gap))
+        gap, why = (None, "") if as_published or not leaks else run.gap(route, ladder[-1].way)
+        outcomes.append(RouteOutcome(route, steps, gap, why, left_out))
     groups = None if run.groups is None else len(set(run.groups[source.table.labelled]))
     counts = source.table.class_counts()
-    found = Reproduction(name, recipe, source.location, counts, groups, outcomes)
+    found = Reproduction(name, recipe, source.location, counts, groups, outcomes, run.notes)
     save_json(run.out / "recipe.json", found.to_dict())
     return found
 

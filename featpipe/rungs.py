@@ -10,25 +10,25 @@ from pathlib import Path
 
 import numpy as np
 
-from featpipe.adaptation import adapted
+from featpipe.adaptation import adapted, check_classes, grouping, idle
 from featpipe.backbones import Backbone, load_backbone, parse_backbone
 from featpipe.cache import FeatureCache
 from featpipe.checkpoint import checkpointing
 from featpipe.classifier import Classifier
 from featpipe.decode import Preprocessing
 from featpipe.device import available_cores
-from featpipe.errors import WeightsError
+from featpipe.errors import FeatpipeError, SettingsError, SplitError, WeightsError
 from featpipe.extract import Progress, extract_features
 from featpipe.images import ImageSource
 from featpipe.leakage import Gap, by_group, leak_of, measure_gap
 from featpipe.loading import scan
-from featpipe.recipes import Probe, Recipe, Route, Rung, Way
+from featpipe.recipes import AS_PUBLISHED, Fault, Probe, Recipe, Route, Rung, Way
 from featpipe.report.plots import plot_curves, plot_grid
 from featpipe.result import Result
 from featpipe.scratch import options_of, train_from_scratch
 from featpipe.settings import ExtractSettings, ScratchSettings
-from featpipe.split import Split, row_groups, save_split, split_rows
-from featpipe.steps import Step, read_step, save_step
+from featpipe.split import Split, save_split, split_rows
+from featpipe.steps import LeftOut, Step, read_gap, read_step, save_gap, save_step
 from featpipe.table import Status
 from featpipe.train import OnEpoch, train_head
 from featpipe.weights import digest_weights
@@ -57,15 +57,22 @@ class Runner:
     ) -> None:
         self.recipe, self.source, self.out = recipe, source, out
         self.asked, self.extract = backbone, extract or ExtractSettings()
-        self.group, self.cut = group or recipe.group_by, cut
-        self.on_progress = on_progress
-        self.groups = row_groups(source.table, self.group)
-        if self.groups is None and any(fault.leak for fault in recipe.faults):
-            log.warning(
-                "Nothing says which images are of one %s, so what a random split gives away is "
-                "neither seen nor mended. Say --group REGEX, or give a table with --group-column.",
-                recipe.group,
+        self.cut, self.on_progress = cut, on_progress
+        if cut and not any(route.way.cut for route in recipe.routes):
+            raise SettingsError(
+                f"{recipe.title} fine-tunes nothing, so there is no place to cut a network at; "
+                f"leave --cut {cut} out."
             )
+        check_classes(source, recipe)
+        known = grouping(source.table, recipe, group)
+        self.group, self.groups, self.unknown = known.setting, known.of_rows, known.unknown
+        self.notes: list[str] = []
+        if self.groups is None and any(fault.leak for fault in recipe.faults):
+            self.notes.append(
+                f"{self.unknown} What a random split gives away is neither seen nor mended. Say "
+                "--group REGEX, or give a table with --group-column."
+            )
+            log.warning("%s", self.notes[-1])
         self.loaded: dict[str, tuple[Backbone, str]] = {}
         workers = self.extract.workers or available_cores()
         digests, status, _ = scan(source, workers)
@@ -76,6 +83,55 @@ class Runner:
         content = hashlib.blake2b(digests.tobytes() + text.encode("utf-8", "surrogatepass"))
         self.content = content.hexdigest()
         out.mkdir(parents=True, exist_ok=True)
+
+    # ---- which rungs ---------------------------------------------------------------------------
+
+    def plan(self, route: Route, as_published: bool = False) -> tuple[list[Rung], list[LeftOut]]:
+        """The rungs that can be run on these images, and the faults that cannot be mended on them.
+
+        Raises
+        ------
+        SplitError
+            If there are too few images for one of them: before any feature is computed.
+        """
+        left_out: list[LeftOut] = []
+        way = route.way
+        self._check_split(AS_PUBLISHED, way)
+        for fault in () if as_published else self.recipe.faults_of(route):
+            after = way.mended(fault.mend)
+            why = self._hindrance(fault, way, after)
+            if why is None:
+                way = after
+            else:
+                left_out.append(LeftOut(fault.name, why, in_force=fault.leak))
+        rungs = self.recipe.ladder(route, [one.fault for one in left_out])
+        return rungs[:1] if as_published else rungs, left_out
+
+    def _hindrance(self, fault: Fault, before: Way, after: Way) -> str | None:
+        """Why a fault cannot be mended here, None if it can."""
+        if fault.leak and self.groups is None:
+            return self.unknown
+        try:
+            self._check_split(fault.mended, after)
+        except SplitError as error:
+            if not fault.leak:
+                raise
+            return str(error.__cause__)
+        if before.backbone is None:
+            return None
+        return idle(before, after, self._load(before.backbone)[0], self.cut)
+
+    def _check_split(self, name: str, way: Way) -> None:
+        try:
+            self._split(self._here(way))
+        except SplitError as error:
+            reason = SplitError(_reason(error))
+            ways = "Add images, or leave a class that is rare out (--classes)"
+            if name != AS_PUBLISHED:
+                ways += ", or run no more than was published (--as-published)"
+            raise SplitError(
+                f"{self.recipe.title}, {name}, cannot be run on these images. {reason} {ways}."
+            ) from reason
 
     # ---- a rung --------------------------------------------------------------------------------
 
@@ -90,7 +146,7 @@ class Runner:
             folder.mkdir(parents=True, exist_ok=True)
             title = f"{self.recipe.title}, {rung.name}: {route.name}"
             with checkpointing(self.out / "unfinished", key) as unfinished:
-                step, result = self._run(way, rung, loaded, notes, folder, title)
+                step, result = self._run(way, rung, loaded, weights, notes, folder, title)
             save_step(folder / "result.json", key, step, result)
             unfinished.clear()
         gone = np.isin(self.source.table.ids, step.unusable)
@@ -99,25 +155,24 @@ class Runner:
 
     def _resolve(self, way: Way) -> tuple[Way, list[str], Backbone | None, str]:
         """The way on the backbone and the groups there are."""
-        if way.train.group != "none":
-            way = replace(way, train=replace(way.train, group=self.group))
-        how = {name: getattr(self.extract, name) for name in HERE}
-        way = replace(way, extract=replace(way.extract, **how))
-        way = replace(way, train=replace(way.train, device=self.extract.device))
+        way = self._here(way)
         if way.backbone is None:
             side = self.extract.input_size
             if side and isinstance(way.learn, ScratchSettings):
                 way = replace(way, learn=replace(way.learn, input_size=side))
             return way, [], None, ""
         loaded, weights = self._load(way.backbone)
-        if way.cut and self.cut:
-            extract = replace(way.extract, layer=(self.cut,))
-            way = replace(way, backbone=loaded.name, extract=extract)
-            notes = [f"{loaded.title} is cut at {self.cut}."]
-        else:
-            way, notes = adapted(way, loaded)
+        way, notes = adapted(way, loaded, self.cut)
         pixels = way.pixels.applied(loaded.preprocessing)
         return way, notes, replace(loaded, preprocessing=pixels), weights
+
+    def _here(self, way: Way) -> Way:
+        """The way by the groups there are, and computed as asked."""
+        if way.train.group != "none":
+            way = replace(way, train=replace(way.train, group=self.group))
+        how = {name: getattr(self.extract, name) for name in HERE}
+        way = replace(way, extract=replace(way.extract, **how))
+        return replace(way, train=replace(way.train, device=self.extract.device))
 
     def _load(self, published: str) -> tuple[Backbone, str]:
         text = self.asked or published
@@ -135,7 +190,7 @@ class Runner:
                     "  or --backbone NAME@PATH, such as mobilenet_v2@PATH, another backbone,\n"
                     "  or --backbone @random to see the recipe run without anything learnt."
                 ) from error
-            self.loaded[text] = loaded, digest_weights(dict(loaded.model.state_dict()))
+            self.loaded[text] = loaded, _identity(loaded)
         return self.loaded[text]
 
     def _key(self, way: Way, loaded: Backbone | None, weights: str) -> str:
@@ -152,6 +207,7 @@ class Runner:
         way: Way,
         rung: Rung,
         loaded: Backbone | None,
+        weights: str,
         notes: list[str],
         folder: Path,
         title: str,
@@ -161,7 +217,7 @@ class Runner:
         extracting = 0.0
         if isinstance(way.learn, Probe):
             assert loaded is not None
-            with self.features(way, loaded) as cache:
+            with self.features(way, loaded, weights) as cache:
                 self.usable &= cache.ok
                 split = self._split(way)
                 save_split(split, table, file)
@@ -223,10 +279,13 @@ class Runner:
 
     # ---- its parts -----------------------------------------------------------------------------
 
-    def features(self, way: Way, loaded: Backbone) -> FeatureCache:
+    def features(self, way: Way, loaded: Backbone, weights: str) -> FeatureCache:
         """The features of a way; those of one Spec are computed once for all rungs."""
         of_values = {k: v for k, v in asdict(way.extract).items() if k not in FREE}
-        decides = [str(loaded), loaded.preprocessing.to_dict(), of_values]
+        # A file of the same name is replaced, a network that is random has another seed: what is
+        # in the weights decides, and features of others are left alone.
+        network = f"{loaded.source}:{loaded.name}"
+        decides = [network, weights, loaded.random, loaded.preprocessing.to_dict(), of_values]
         digest = hashlib.blake2b(json.dumps(decides).encode(), digest_size=5).hexdigest()
         file = self.out / f"features-{_slug(loaded.name)}-{digest}.h5"
         progress = self.on_progress(loaded.title) if self.on_progress else None
@@ -249,14 +308,23 @@ class Runner:
         report = self.on_progress("epochs")
         return lambda row: report(int(row["epoch"]), most)
 
-    def gap(self, way: Way) -> Gap | None:
-        """What a random split promises beyond one that keeps groups together."""
+    def gap(self, route: Route, way: Way) -> tuple[Gap | None, str]:
+        """What a random split promises beyond one that keeps groups together, or why not."""
         if self.groups is None or not isinstance(way.learn, Probe):
-            return None
-        way, _, loaded, _ = self._resolve(way)
+            return None, ""
+        way, _, loaded, weights = self._resolve(way)
         assert loaded is not None
-        with self.features(way, loaded) as cache:
-            return measure_gap(cache, self.groups, self.group, settings=way.train)
+        key, file = self._key(way, loaded, weights), self.out / _slug(route.name) / "gap.json"
+        gap = read_gap(file, key)
+        if gap is None:
+            try:
+                with self.features(way, loaded, weights) as cache:
+                    gap = measure_gap(cache, self.groups, self.group, settings=way.train)
+            except FeatpipeError as error:  # every rung was run: what they came to is to be told
+                log.warning("The gap is not measured: %s", error)
+                return None, _reason(error)
+            save_gap(file, key, gap)
+        return gap, ""
 
     def _draw(
         self,
@@ -278,6 +346,20 @@ class Runner:
             shown = self.source.only(rows[:: max(1, len(rows) // GRID)][:GRID])
             predictions = list(classifier.predict(shown, self.extract, loaded))
             plot_grid(predictions, classifier.classes, shown, folder / "grid.png", title=title)
+
+
+def _identity(loaded: Backbone) -> str:
+    """Equal for networks that compute the same: their weights, and the user's own code."""
+    whole = digest_weights(dict(loaded.model.state_dict()))
+    layers = loaded.layers()
+    # Cut at its last layer it is all there; nothing behind a head's cut is forgotten.
+    return whole + loaded.digest(layers.cut([*layers.shapes][-1:]))
+
+
+def _reason(error: FeatpipeError) -> str:
+    """What is wrong, without the ways out, which are those of other commands."""
+    what, stop, _ = str(error).partition(". ")
+    return what + "." if stop else what
 
 
 def _slug(name: str) -> str:

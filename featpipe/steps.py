@@ -2,6 +2,7 @@
 
 import json
 import logging
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -9,11 +10,12 @@ from typing import Any
 from scipy.stats import binomtest
 
 from featpipe.durable import save_json
+from featpipe.leakage import Gap
 from featpipe.result import Result
 
 log = logging.getLogger(__name__)
 
-FORMAT = 1  # of the file; what is in another one is run again
+FORMAT = 2  # of the file; what is in another one is run again
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,8 @@ class Step:
     interval : pair of float
         95 %, Wilson's: as if every image were of a group of its own.
     interval_by_group : pair of float or None
-        95 %, of a bootstrap over whole groups; None where none are known.
+        95 %, of a bootstrap over whole groups as `featpipe.leakage.by_group` has it, which has a
+        width at 100 %, too; None where none are known.
     wrong : list of str
         Ids of scored images whose class was not the likeliest.
     train_accuracy : float
@@ -78,6 +81,23 @@ class Step:
 
 
 @dataclass(frozen=True)
+class LeftOut:
+    """A fault whose mending is not run on these images.
+
+    Attributes
+    ----------
+    fault : str
+    why : str
+    in_force : bool
+        Whether all that was run has it; if not, it has no place here to begin with.
+    """
+
+    fault: str
+    why: str
+    in_force: bool
+
+
+@dataclass(frozen=True)
 class Change:
     """What one step did after another.
 
@@ -117,16 +137,35 @@ def save_step(file: Path, key: str, step: Step, result: Result) -> None:
 
 def read_step(file: Path, key: str) -> Step | None:
     """What a rung came to, if it was run to its end under this key."""
+    found: Step | None = _read(file, key, "step", _step)
+    return found
+
+
+def save_gap(file: Path, key: str, gap: Gap) -> None:
+    """Keep a gap."""
+    save_json(file, {"key": key, "format": FORMAT, "gap": gap.to_dict()})
+
+
+def read_gap(file: Path, key: str) -> Gap | None:
+    """A gap, if it was measured under this key."""
+    found: Gap | None = _read(file, key, "gap", Gap.from_dict)
+    return found
+
+
+def _step(values: dict[str, Any]) -> Step:
+    for name in ("interval", "interval_by_group"):
+        values[name] = None if values[name] is None else tuple(values[name])
+    return Step(**values)
+
+
+def _read(file: Path, key: str, part: str, made: Callable[[dict[str, Any]], Any]) -> Any:
     try:
         document = json.loads(file.read_text(encoding="utf-8"))
         if (document["key"], document["format"]) != (key, FORMAT):
             return None
-        values = document["step"]
-        for name in ("interval", "interval_by_group"):
-            values[name] = None if values[name] is None else tuple(values[name])
-        return Step(**values)
+        return made(document[part])
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, TypeError) as error:
-        log.warning("%s cannot be read (%s); the rung is run again.", file, error)
+        log.warning("%s cannot be read (%s); the %s is run again.", file, error, part)
         return None

@@ -108,6 +108,28 @@ def test_a_recipe_needs_images_to_run() -> None:
     assert "featpipe recipe malaria IMAGES" in invoke("recipe", "malaria", rc=2).stderr
 
 
-def test_ids_that_name_no_patient_are_refused(flowers: Path, tmp_path: Path) -> None:
-    refused = invoke("recipe", "malaria", flowers, "-o", tmp_path / "out", "-b", NET, rc=1)
-    assert "does not match 60 of 60 ids" in refused.stderr
+def test_what_was_not_done_is_not_claimed(
+    cells: Path, ran: tuple[str, Path], tmp_path: Path
+) -> None:
+    done = invoke(
+        "recipe", "malaria", cells, "-o", tmp_path / "out", "-b", NET, *TINY, "--group", "none"
+    ).stdout
+    assert "patients kept apart" not in done
+    assert "done right" not in done
+    assert "all mended that can be here" in done
+    assert "NOT MENDED, every step has it: Which images are of one patient is not heeded" in done
+    assert "Note: Which images" in done
+    assert "done right" in ran[0]
+    assert "NOT MENDED" not in ran[0]
+
+
+def test_both_intervals_of_the_gap_say_what_they_are(ran: tuple[str, Path]) -> None:
+    lines = [line for line in ran[0].splitlines() if line.startswith("    95 % interval")]
+    assert len(lines) == 2
+    assert "patients drawn anew: other patients, scored by these heads" in lines[0]
+    assert "corrected t over folds: heads trained anew" in lines[1]
+
+
+def test_a_pattern_that_names_no_patient_is_refused(flowers: Path, tmp_path: Path) -> None:
+    asked = ("recipe", "malaria", flowers, "-o", tmp_path / "out", "-b", NET, "--group", "(P1)")
+    assert "'(P1)' does not match 60 of 60 ids" in invoke(*asked, rc=1).stderr

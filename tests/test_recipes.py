@@ -8,13 +8,22 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from featpipe.adaptation import adapted, comparable_cut
-from featpipe.backbones import load_backbone
+from featpipe.backbones import Backbone, load_backbone
+from featpipe.calibration import wilson
 from featpipe.classifier import Classifier
 from featpipe.decode import Preprocessing
-from featpipe.errors import ImagesError, LayerError, UnknownNameError, WeightsError
+from featpipe.errors import (
+    ImagesError,
+    LayerError,
+    SettingsError,
+    SplitError,
+    UnknownNameError,
+    WeightsError,
+)
 from featpipe.images import open_images
 from featpipe.leakage import by_group, leak_of
 from featpipe.loading import load_image
@@ -182,9 +191,13 @@ def test_each_recipe_runs_from_end_to_end(name: str, found: dict[str, Reproducti
     recipe = load_recipe(name)
     assert [outcome.route for outcome in one.routes] == list(recipe.routes)
     for outcome in one.routes:
+        left_out = [one.fault for one in outcome.left_out]
+        # Random weights have no statistics that training could spoil.
+        assert left_out == (["batch norm learns from 32 at a time"] * (name == "two-flowers"))
         assert [step.name for step in outcome.steps] == [
-            rung.name for rung in recipe.ladder(outcome.route)
+            rung.name for rung in recipe.ladder(outcome.route, left_out)
         ]
+        assert outcome.right
         for step in outcome.steps:
             assert step.interval[0] <= step.accuracy <= step.interval[1]
             assert len(step.wrong) == round((1 - step.accuracy) * step.n)
@@ -194,7 +207,7 @@ def test_each_recipe_runs_from_end_to_end(name: str, found: dict[str, Reproducti
 @pytest.mark.parametrize("name", NAMES)
 def test_what_runs_is_what_is_written(name: str, found: dict[str, Reproduction]) -> None:
     for outcome in found[name].routes:
-        rungs = load_recipe(name).ladder(outcome.route)
+        rungs = load_recipe(name).ladder(outcome.route, [one.fault for one in outcome.left_out])
         for step, rung in zip(outcome.steps, rungs, strict=True):
             way = step.conditions["way"]
             written = json.loads(json.dumps(rung.way.to_dict()))
@@ -204,8 +217,6 @@ def test_what_runs_is_what_is_written(name: str, found: dict[str, Reproduction])
             for key in ("split", "val", "test", "seed", "folds"):
                 assert ran["train"][key] == written["train"][key]
             if isinstance(rung.way.learn, Probe):
-                if name == "two-flowers":  # random weights have no statistics to keep
-                    written["learn"]["options"]["freeze_norm"] = False
                 assert ran["learn"] == written["learn"]
 
 
@@ -256,8 +267,6 @@ TINY_PIXELS = replace(TINY, input_size=None)
 
 
 def test_the_scratch_network_sees_the_same_scrambled_picture() -> None:
-    import torch
-
     from featpipe.pixel_rows import PixelRows
 
     given = np.random.default_rng(0).integers(0, 256, (2, 8, 8, 3), np.uint8)
@@ -331,6 +340,34 @@ def test_an_interval_over_groups_is_wider_where_rows_of_a_group_are_alike() -> N
     _, low, high = by_group(right, groups)
     _, lower, higher = by_group(right, alone)
     assert high - low > 3 * (higher - lower)  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("share", [0.0, 1.0])
+def test_an_interval_has_a_width_where_all_groups_agree(share: float) -> None:
+    groups = np.repeat([f"g{i}" for i in range(8)], 50).astype(object)
+    value, low, high = by_group(np.full(400, share), groups)
+    assert value == share
+    expected = wilson(round(8 * share), 8)  # as eight groups tell, not 400 images
+    assert (low, high) == pytest.approx(expected)
+    _, low, high = by_group(np.full(2, share), np.array(["a", "b"], object))
+    assert (low, high) == pytest.approx(wilson(round(2 * share), 2))
+
+
+def test_an_interval_over_groups_is_never_narrower_than_over_as_many_images() -> None:
+    right = np.tile([1.0, 1.0, 1.0, 0.0], 5)  # each of five groups has three of four right
+    groups = np.repeat([f"g{i}" for i in range(5)], 4).astype(object)
+    _, low, high = by_group(right, groups)
+    alone = wilson(15, 20)
+    assert low is not None
+    assert high is not None
+    assert low <= alone[0] < alone[1] <= high
+
+
+def test_no_difference_between_groups_is_no_proof_that_there_is_none() -> None:
+    groups = np.repeat([f"g{i}" for i in range(10)], 3).astype(object)
+    value, low, high = by_group(np.zeros(30), groups, signed=True)
+    assert value == 0
+    assert (low, high) == pytest.approx((-wilson(0, 10)[1], wilson(0, 10)[1]))
 
 
 def test_every_route_of_a_recipe_scores_the_same_rows(found: dict[str, Reproduction]) -> None:
@@ -463,6 +500,88 @@ def test_batch_norm_of_random_weights_is_not_kept() -> None:
     assert adapted(replace(right, backbone="resnet18"), learnt)[0].learn == right.learn
 
 
+def test_folded_batch_norm_is_frozen_in_every_step_and_that_is_not_credited(
+    flowers: Path, tmp_path: Path
+) -> None:
+    recipe, source = load_recipe("two-flowers"), open_images(flowers)
+    resnet = load_backbone("resnet18", "random", input_size=32).model
+    file = tmp_path / "folded.pth"
+    torch.save(resnet.state_dict(), file)  # statistics of 0 and 1, as folding leaves them
+    runner = Runner(recipe, source, tmp_path, f"resnet18@{file}", None, None, TINY, None)
+    rungs, left_out = runner.plan(recipe.routes[0])
+    assert [one.fault for one in left_out] == ["batch norm learns from 32 at a time"]
+    assert "folded" in left_out[0].why
+    assert not left_out[0].in_force
+    assert [rung.name for rung in rungs if "batch norm" in rung.name] == []
+    for rung in rungs:
+        way, notes, _, _ = runner._resolve(rung.way)
+        assert isinstance(way.learn, Probe)
+        assert way.learn.options["freeze_norm"]
+        assert any("folded" in note for note in notes)
+    for name, tensor in resnet.state_dict().items():
+        if name.endswith("running_mean"):
+            tensor.fill_(0.1)
+    torch.save(resnet.state_dict(), file)
+    runner = Runner(recipe, source, tmp_path, f"resnet18@{file}", None, None, TINY, None)
+    assert runner.plan(recipe.routes[0]) == (recipe.ladder(recipe.routes[0]), [])
+    assert "folded" not in str(runner._resolve(recipe.routes[0].way)[1])
+
+
+def test_five_flowers_tells_what_its_description_leaves_open() -> None:
+    assumed = " ".join(load_recipe("five-flowers").assumed)
+    assert "epoch of lowest validation loss" in assumed
+    assert "batch norm" in assumed
+
+
+def test_the_same_name_of_another_source_is_another_network() -> None:
+    (route,) = load_recipe("five-flowers").routes
+    resnet = load_backbone("resnet18", "random", input_size=32)
+    assert adapted(route.way, resnet) == (route.way, [])
+    made, notes = adapted(route.way, replace(resnet, source="timm"))
+    assert made.backbone == "timm:resnet18"
+    assert notes == ["timm:resnet18 (random weights) stands in for resnet18."]
+
+
+def test_a_cut_is_refused_where_nothing_is_fine_tuned(cells: Path, tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match=r"fine-tunes nothing.*--cut features"):
+        run_recipe("malaria", cells, tmp_path, NET, cut="features", extract=TINY)
+
+
+def test_other_code_of_the_same_weights_is_another_network() -> None:
+    from featpipe.rungs import _identity
+
+    class One(torch.nn.Sequential):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return super().forward(x)
+
+    class Other(One):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return super().forward(x * 2)
+
+    made = []
+    for kind in (One, Other):
+        torch.manual_seed(0)
+        model = kind(torch.nn.Conv2d(3, 2, 3), torch.nn.Flatten(), torch.nn.Linear(72, 2)).eval()
+        own = Preprocessing(resize=(8, 8), crop=(8, 8))
+        made.append(_identity(Backbone("python", "mine:net", "random", model, own)))
+    assert made[0] != made[1]
+
+
+def test_another_seed_and_a_replaced_file_are_run_beside_the_others(
+    flowers: Path, tmp_path: Path
+) -> None:
+    out, file = tmp_path / "out", tmp_path / "net.pth"
+    network = f"squeezenet1_1@{file}"
+    for seed in (0, 1):
+        run_recipe(
+            "five-flowers", flowers, out, NET, as_published=True, extract=replace(TINY, seed=seed)
+        )
+        net = load_backbone("squeezenet1_1", "random", seed).model
+        torch.save(net.state_dict(), file)
+        run_recipe("five-flowers", flowers, out, network, as_published=True, extract=TINY)
+    assert len(list(out.glob("features-*.h5"))) == 4
+
+
 def test_the_published_network_is_meant_where_only_weights_are_given(
     flowers: Path, tmp_path: Path
 ) -> None:
@@ -475,6 +594,105 @@ def test_the_published_network_is_meant_where_only_weights_are_given(
 def test_classes_that_are_not_there_are_named(flowers: Path, tmp_path: Path) -> None:
     with pytest.raises(ImagesError, match=r"no class orchid; its classes: daisy, roses, tulips"):
         run_recipe("two-flowers", flowers, tmp_path, NET, classes=("orchid", "daisy"))
+
+
+@pytest.mark.parametrize("what", ["one class", "no labels", "too few"])
+def test_images_that_cannot_be_divided_are_refused_before_anything_is_extracted(
+    what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = {
+        "one class": ["image_names,emergency_or_not", *(f"{n}.png,1" for n in range(12))],
+        "no labels": ["image_names", *(f"{n}.png" for n in range(12))],
+        "too few": ["image_names,emergency_or_not", *(f"{n}.png,{n % 2}" for n in range(4))],
+    }
+    said = {
+        "one class": "one class only, 1.*--label-column",
+        "no labels": "has no labels.*--label-column",
+        "too few": "Emergency vehicles, as published, cannot be run.*Add images",
+    }
+    for number in range(12):
+        picture(tmp_path / f"{number}.png", 90, number)
+    (tmp_path / "train.csv").write_text("\n".join(rows[what]), encoding="utf-8")
+
+    def fail(*_: object, **__: object) -> None:
+        raise AssertionError("it was extracted")
+
+    monkeypatch.setattr("featpipe.rungs.extract_features", fail)
+    with pytest.raises(SplitError, match=said[what]):
+        run_recipe("vehicles", tmp_path / "train.csv", tmp_path / "out", NET, extract=TINY)
+
+
+def test_groups_that_make_no_folds_leave_the_gap_out_and_keep_the_rest(tmp_path: Path) -> None:
+    lines = ["image_names,emergency_or_not,source_image"]
+    for number in range(40):
+        picture(tmp_path / f"{number}.png", 40 + 60 * (number % 2), number)
+        lines.append(f"{number}.png,{number % 2},photo{number // 10}")
+    (tmp_path / "train.csv").write_text("\n".join(lines), encoding="utf-8")
+    out = tmp_path / "out"
+    found = run_recipe("vehicles", tmp_path / "train.csv", out, NET, each_fault=False, extract=TINY)
+    vgg, cnn = found.routes
+    assert vgg.gap is None
+    assert "4 groups cannot make 5 folds" in vgg.gap_note
+    assert "Take fewer" not in vgg.gap_note
+    assert (cnn.gap, cnn.gap_note) == (None, "")
+    assert vgg.right
+    assert (out / "recipe.json").exists()
+
+
+def test_a_gap_is_measured_once(
+    found: dict[str, Reproduction], folders: Path, cells: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise AssertionError("it was measured again")
+
+    monkeypatch.setattr("featpipe.rungs.measure_gap", fail)
+    again = run_recipe("malaria", cells, folders / "malaria", NET, extract=TINY)
+    assert plain(again) == plain(found["malaria"])
+    assert again.routes[0].gap == found["malaria"].routes[0].gap
+    intervals = plain(again)["routes"][0]["gap"]["intervals_95"]
+    assert "bootstrap over whole groups" in intervals["difference"]
+    assert "corrected resampled t" in intervals["of_folds"]
+
+
+def test_ids_that_name_no_patient_are_no_groups_unless_asked_for(
+    flowers: Path, tmp_path: Path
+) -> None:
+    found = run_recipe("malaria", flowers, tmp_path, NET, each_fault=False, extract=TINY)
+    (route,) = found.routes
+    assert found.groups is None
+    assert "60 of 60 files are not named as the recipe's own" in found.notes[0]
+    assert "--group REGEX" in found.notes[0]
+    assert [(one.fault, one.in_force) for one in route.left_out] == [
+        ("patients on both sides", True)
+    ]
+    assert [step.name for step in route.steps] == [AS_PUBLISHED, "logistic"]
+    assert not route.right
+    written = plain(found)
+    assert written["notes"] == found.notes
+    assert written["routes"][0]["done_right"] is False
+    with pytest.raises(SplitError, match="does not match 60 of 60 ids"):
+        run_recipe("malaria", flowers, tmp_path, NET, group=r"(P\d+)", extract=TINY)
+
+
+def test_a_table_that_has_groups_needs_no_names(cars: Path, tmp_path: Path) -> None:
+    recipe = load_recipe("malaria")
+    source = open_images(cars, load_recipe("vehicles").images)
+    runner = Runner(recipe, source, tmp_path, NET, None, None, TINY, None)
+    assert runner.groups is not None
+    assert set(runner.groups) == {f"photo{number}" for number in range(20)}
+    assert runner.notes == []
+
+
+def test_groups_too_few_for_a_step_leave_that_step_out(tmp_path: Path) -> None:
+    for number in range(60):
+        kind = ("Uninfected", "Parasitized")[number % 2]
+        picture(tmp_path / kind / f"C1P{number % 3}ThinF_IMG_{number}.png", 60, number)
+    recipe = load_recipe("malaria")
+    runner = Runner(recipe, open_images(tmp_path), tmp_path / "out", NET, None, None, TINY, None)
+    rungs, (left_out,) = runner.plan(recipe.routes[0])
+    assert [rung.name for rung in rungs] == [AS_PUBLISHED, "logistic"]
+    assert left_out.why == "3 groups cannot make 5 folds without tearing one apart."
+    assert left_out.in_force
 
 
 def test_without_groups_it_says_that_nothing_can_be_mended(

@@ -7,6 +7,8 @@ from featpipe.cli._output import percent, print_table, say, seconds
 from featpipe.recipes import AS_PUBLISHED, RIGHT, Recipe, Way
 
 if TYPE_CHECKING:
+    from featpipe.leakage import Gap
+    from featpipe.metrics import Figure
     from featpipe.reproduce import Reproduction, RouteOutcome
     from featpipe.steps import Change, Step
 
@@ -76,7 +78,9 @@ def print_reproduction(found: "Reproduction") -> None:
     say(f"{recipe.title} on {found.images}: {counts}{groups}")
     say()
     only = all(len(one.steps) == 1 for one in found.routes)
-    columns = ["accuracy, %", "published", f"{AS_PUBLISHED}, here", *([] if only else [RIGHT])]
+    # Nothing is called right that still has a fault: its line below says which, and why.
+    last = RIGHT if all(one.right for one in found.routes) else "all mended that can be here"
+    columns = ["accuracy, %", "published", f"{AS_PUBLISHED}, here", *([] if only else [last])]
     rows = []
     for outcome in found.routes:
         published = outcome.route.published.to_dict()
@@ -87,6 +91,8 @@ def print_reproduction(found: "Reproduction") -> None:
     say(f"In brackets 95 % intervals, {how}. Published: {recipe.source}.")
     for outcome in found.routes:
         _print_steps(outcome, found)
+    for note in found.notes:
+        say(f"Note: {note}")
     for line in recipe.assumed:
         say(f"Assumed: {line}")
 
@@ -119,22 +125,42 @@ def _print_steps(outcome: "RouteOutcome", found: "Reproduction") -> None:
     for note in dict.fromkeys(note for step in steps for note in step.notes):
         say(f"  Note: {note}")
     changes = dict(zip([step.fault for step in steps[1:]], outcome.changes, strict=True))
-    whole = len(steps) > len(list(recipe.faults_of(outcome.route)))
-    for number, fault in enumerate(recipe.faults_of(outcome.route), start=1):
-        did = f" Mended: {_changed(changes[fault.name])}." if whole else ""
+    left_out = {one.fault: one for one in outcome.left_out}
+    faults = list(recipe.faults_of(outcome.route))
+    whole = list(changes) == [one.name for one in faults if one.name not in left_out]
+    for number, fault in enumerate(faults, start=1):
+        did = ""
+        if fault.name in left_out:
+            left = left_out[fault.name]
+            how = "NOT MENDED, every step has it" if left.in_force else "Not told here"
+            did = f" {how}: {left.why}"
+        elif whole:
+            did = f" Mended: {_changed(changes[fault.name])}."
         say(f"  Fault {number}, {fault.name}: {fault.why}{did}")
     if outcome.gap:
-        gap = outcome.gap
-        value, low_, high_ = gap.difference
-        assert value is not None
-        assert low_ is not None
-        assert high_ is not None
-        say(
-            f"  {gap.folds} folds, {gap.repeats} times, {gap.head}: {percent(gap.random.value)} % "
-            f"with {_plural(recipe.group)} torn apart, {percent(gap.grouped.value)} % with them "
-            f"kept together; the gap is {100 * value:+.2f} points ({100 * low_:+.2f} to "
-            f"{100 * high_:+.2f}, by {_plural(recipe.group)})."
-        )
+        _print_gap(outcome.gap, _plural(recipe.group))
+    elif outcome.gap_note:
+        say(f"  The gap to folds of whole {_plural(recipe.group)} is not known: {outcome.gap_note}")
+
+
+def _print_gap(gap: "Gap", groups: str) -> None:
+    """The difference with both of its intervals, and what each is the answer to."""
+    say(
+        f"  {gap.folds} folds, {gap.repeats} times, {gap.head}: {percent(gap.random.value)} % with "
+        f"{groups} torn apart, {percent(gap.grouped.value)} % with them kept together; the gap is "
+        f"{_points(gap.difference)[0]} points."
+    )
+    for figure, text in (
+        (gap.difference, f"{groups} drawn anew: other {groups}, scored by these heads"),
+        (gap.of_folds, "corrected t over folds: heads trained anew on other images of the kind"),
+    ):
+        if figure.low is not None:
+            low, high = _points(figure)[1:]
+            say(f"    95 % interval {low} to {high}: {text}.")
+
+
+def _points(figure: "Figure") -> list[str]:
+    return [f"{100 * value:+.2f}" for value in figure if value is not None]
 
 
 def figure(published: dict[str, Any]) -> str:

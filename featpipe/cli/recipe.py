@@ -40,9 +40,10 @@ def _names(ctx: click.Context, parameter: click.Parameter, value: str | None) ->
 @click.option(
     "--group",
     metavar="auto|none|REGEX",
-    help="How to know which images belong together [default: as the recipe's own are named].",
+    help="How to know which images belong together [default: as the recipe's own are named, "
+    "else by the table's groups].",
 )
-@click.option("--cut", metavar="LAYER", help="Where to cut a backbone that is fine-tuned.")
+@click.option("--cut", metavar="LAYER", help="Where to cut a backbone, if it is fine-tuned.")
 @settings_options(
     ExtractSettings,
     "extract",

@@ -5,7 +5,7 @@ its faults, each with the change that mends it. Done right is what was published
 faults mended, so that nothing is written twice; `featpipe.reproduce` runs both.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass, replace
 from typing import Any
 
@@ -250,10 +250,15 @@ class Recipe:
     group_by: str = "auto"
     grid: bool = False
 
-    def ladder(self, route: Route) -> list[Rung]:
-        """What was published, then one fault after the other mended; the last is done right."""
+    def ladder(self, route: Route, without: Collection[str] = ()) -> list[Rung]:
+        """What was published, then one fault after the other mended; the last is done right.
+
+        Faults `without` are left as they are: some cannot be mended on some images.
+        """
         rungs = [Rung(AS_PUBLISHED, None, route.way)]
         for fault in self.faults_of(route):
+            if fault.name in without:
+                continue
             rungs.append(Rung(fault.mended, fault, rungs[-1].way.mended(fault.mend)))
         return rungs
 

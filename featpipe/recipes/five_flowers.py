@@ -50,5 +50,9 @@ RECIPE = Recipe(
     ),
     assumed=(
         "25 epochs in batches of 32, and a fifth for validation: the description gives neither.",
+        "What is told of the way as published is its epoch of lowest validation loss; the "
+        "description shows curves and names no epoch.",
+        "The frozen trunk is used as it predicts: whether the example's batch norm went on "
+        "learning statistics while the linear layer was trained is not told.",
     ),
 )
