@@ -15,6 +15,7 @@ import numpy as np
 
 from featpipe.backbones import DEFAULT_SOURCE, Backbone, parse_backbone
 from featpipe.cache import FeatureCache
+from featpipe.checkpoint import checkpointing
 from featpipe.durable import save_json
 from featpipe.errors import SettingsError
 from featpipe.extract import Progress, extract_features
@@ -150,7 +151,8 @@ def compare_routes(
     -------
     Comparison
         Every route saw the same training, validation and test rows: those that every route
-        can use.
+        can use. Interrupted while the CNN was trained, the next call goes on with it; its
+        seconds are then of the last call alone, and its conditions say so.
     """
     extract, train = extract or ExtractSettings(), train or TrainSettings()
     if train.folds or train.leave_one_group_out or train.separator:
@@ -177,11 +179,14 @@ def compare_routes(
         usable = np.logical_and.reduce([cache.ok for cache in caches.values()])
         split = split_rows(source.table, train, usable)
         routes = _transfer_routes(caches, heads, split, train)
-    if scratch:
-        routes.append(_scratch_route(source, split, train, scratch_settings, on_progress))
+        images = caches["pixels"].digests.tobytes().hex()
+    with checkpointing(folder / "unfinished", images) as kept:
+        if scratch:
+            routes.append(_scratch_route(source, split, train, scratch_settings, on_progress))
     routes.sort(key=_merit, reverse=True)
     comparison = Comparison(source.location, split, source.table.class_counts(), routes, files)
     comparison.save(folder)
+    kept.clear()
     return comparison
 
 

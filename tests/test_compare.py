@@ -3,13 +3,17 @@
 import csv
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
+from featpipe import checkpoint
 from featpipe.compare import Comparison, compare_routes
 from featpipe.images import open_images
+from featpipe.result import Result
 from featpipe.settings import (
     ExtractSettings,
     ImageSettings,
@@ -176,3 +180,35 @@ def test_each_of_several_layers_is_a_route(tmp_path: Path) -> None:
         "squeezenet1_1 (random weights) features.12.cat + linear",
         "pixels + linear",
     }
+
+
+def test_an_interrupted_cnn_is_gone_on_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checkpoint, "SECONDS", 0.0)
+
+    def stop(name: str) -> Callable[[int, int], None]:
+        def report(done: int, _: int) -> None:
+            if name == "CNN from scratch" and done == 2:
+                raise KeyboardInterrupt
+
+        return report
+
+    def run(out: str, on_progress: Callable[[str], Any] | None = None) -> Result:
+        settings = ScratchSettings(epochs=3, input_size=16)
+        found = compare_routes(
+            DATA / "shapes", ["pixels"], out=tmp_path / out, train=TRAIN,
+            scratch_settings=settings, on_progress=on_progress,
+        )  # fmt: skip
+        assert not (tmp_path / out / "unfinished").exists()
+        return next(one.result for one in found.routes if one.name == "CNN from scratch")
+
+    whole = run("whole")
+    with pytest.raises(KeyboardInterrupt):
+        run("stopped", stop)
+    assert list((tmp_path / "stopped" / "unfinished").iterdir())
+    again = run("stopped")
+    assert again.conditions["resumed"]
+    assert not whole.conditions["resumed"]
+    assert again.curves == whole.curves
+    assert np.array_equal(again.proba["val"], whole.proba["val"])
