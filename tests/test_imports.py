@@ -15,7 +15,7 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 
 # Each floor may import from the floors below it, and within a line from those before.
 FLOORS = [
-    ["errors", "registry", "settings", "table", "spec", "durable"],
+    ["errors", "registry", "settings", "table", "spec", "durable", "typed", "results"],
     [
         "lean",
         "checksums",
