@@ -15,7 +15,17 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 
 # Each floor may import from the floors below it, and within a line from those before.
 FLOORS = [
-    ["errors", "registry", "settings", "table", "spec", "durable", "typed", "results"],
+    [
+        "errors",
+        "registry",
+        "settings",
+        "table",
+        "spec",
+        "durable",
+        "typed",
+        "route_results",
+        "results",
+    ],
     [
         "lean",
         "checksums",

@@ -8,20 +8,8 @@ from typing import Any
 import pytest
 
 from featpipe.errors import ResultsError
-from featpipe.results import (
-    Accuracy,
-    ClassRow,
-    Difference,
-    Images,
-    Items,
-    Leaks,
-    Map,
-    Pair,
-    Results,
-    RouteResult,
-    Seconds,
-    Verdict,
-)
+from featpipe.results import Images, Items, Leaks, Map, Pair, Results, Verdict
+from featpipe.route_results import Accuracy, ClassRow, Difference, RouteResult, Seconds
 
 BAD = "<img src=x onerror=alert(1)>"
 
