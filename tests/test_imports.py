@@ -25,6 +25,7 @@ FLOORS = [
         "typed",
         "route_results",
         "results",
+        "changes",
     ],
     [
         "lean",
