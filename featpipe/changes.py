@@ -11,7 +11,15 @@ from featpipe.route_results import Interval, RouteResult
 FEWEST = 10  # images in both, for a paired difference
 NORMAL = 1.959964
 # Of every run; they say nothing about what was run.
-_PASSING = {"created", "finished", "seconds", "extraction_seconds", "throughput", "fidelity", "peak"}
+_PASSING = {
+    "created",
+    "finished",
+    "seconds",
+    "extraction_seconds",
+    "throughput",
+    "fidelity",
+    "peak",
+}
 
 
 @dataclass(frozen=True)
@@ -118,9 +126,7 @@ def changes_between(old: Results, new: Results) -> Changes:
     removed = [name for name in before if name not in after]
     conditions = list(_conditions(old, new))
     sentences = _sentences(old, new, added, removed, routes, images)
-    return Changes(
-        old.title, old.created, added, removed, routes, images, conditions, sentences
-    )
+    return Changes(old.title, old.created, added, removed, routes, images, conditions, sentences)
 
 
 def _labels(results: Results) -> dict[str, str | None]:

@@ -42,7 +42,6 @@ class Line:
     number: int
     route: RouteResult
     kind: str
-    accuracy: Strip | None
     cells: dict[str, Cell]
 
 
@@ -84,18 +83,14 @@ COLUMNS = (
 def leaderboard(results: Results) -> tuple[list[tuple[str, str, bool]], list[Line]]:
     """Columns that some route has something in, and the finished routes, best first."""
     routes = results.finished
-    values = [route.accuracy for route in routes if route.accuracy]
-    ends = [end for one in values for end in (one.value, *(one.interval_95 or ()))]
-    scale = Scale(min(ends), max(ends)) if ends else Scale(0, 1)
-    lines = []
-    for number, route in enumerate(routes):
-        strip = None
-        if route.accuracy:
-            strip = strip_of(scale, route.accuracy.value, route.accuracy.interval_95)
-        kind = KINDS.get(route.kind, route.kind)
-        lines.append(Line(number, route, kind, strip, _cells(route, number)))
+    lines = [
+        Line(number, route, KINDS.get(route.kind, route.kind), _cells(route, number))
+        for number, route in enumerate(routes)
+    ]
     columns = [
-        column for column in COLUMNS if any(line.cells[column[0]].value is not None for line in lines)
+        column
+        for column in COLUMNS
+        if any(line.cells[column[0]].value is not None for line in lines)
     ]
     return columns, lines
 
@@ -128,8 +123,7 @@ def _verdict(sure: bool, value: float) -> str:
     return "behind" if value < 0 else "ahead"
 
 
-def strip_of(scale: Scale, value: float, interval: tuple[float, float] | None) -> Strip:
-    """A value on a scale."""
+def _strip(scale: Scale, value: float, interval: tuple[float, float] | None) -> Strip:
     low, high = (None, None) if interval is None else map(scale, interval)
     return Strip(scale(value), low, high)
 
@@ -161,13 +155,15 @@ def drawn_gaps(
             points(value),
             between(span, signed=True),
             _verdict(sure, value),
-            strip_of(scale, value, span),
+            _strip(scale, value, span),
             sure,
         )
         for name, number, value, span, sure in found
     ]
-    named = [(scale(at / 100), f"{at:+g}".replace("-", "−") if at else "0")
-             for at in ticks(100 * low, 100 * high, 5)]
+    named = [
+        (scale(at / 100), f"{at:+g}".replace("-", "−") if at else "0")
+        for at in ticks(100 * low, 100 * high, 5)
+    ]
     return Gaps(scale(0), named, rows, method)
 
 

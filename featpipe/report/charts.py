@@ -60,7 +60,7 @@ class Chart:
     y_ticks: list[tuple[float, str]]
     series: list[Series]
     diagonal: bool = False
-    columns: list[str]= field(default_factory=list)
+    columns: list[str] = field(default_factory=list)
     rows: list[list[str]] = field(default_factory=list)
 
 
@@ -94,18 +94,6 @@ def ticks(low: float, high: float, most: int = 6) -> list[float]:
     first = int(np.ceil(low / step - 1e-9))
     last = int(np.floor(high / step + 1e-9))
     return [round(number * step, 10) for number in range(first, last + 1)]
-
-
-def log_ticks(low: float, high: float) -> list[float]:
-    """1, 10, 100 ...; with 2 and 5, or more, where that gives too few."""
-    powers = range(floor(log10(low)), floor(log10(high)) + 1)
-    found: list[float] = []
-    for sizes in ((1,), (1, 3), (1, 2, 5), range(1, 10)):
-        found = [size * 10.0**power for power in powers for size in sizes]
-        found = [value for value in found if low <= value <= high]
-        if len(found) >= 3:
-            break
-    return found or [low]
 
 
 def polyline(points: Sequence[tuple[float, float]]) -> str:

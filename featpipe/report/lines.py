@@ -9,7 +9,6 @@ from featpipe.report.charts import (
     Scale,
     Series,
     colour_of,
-    log_ticks,
     polyline,
     ticks,
 )
@@ -18,6 +17,8 @@ from featpipe.results import Results
 from featpipe.route_results import Reliability, RouteResult
 
 MOST_MARKS = 40  # of a line; a longer one is drawn without
+TIMES = (0.01, 0.1, 1.0, 10.0, 60.0, 600.0, 3600.0, 36000.0, 360000.0)  # seconds
+BETWEEN = (0.02, 0.05, 0.2, 0.5, 2.0, 5.0, 20.0, 30.0, 120.0, 300.0, 1200.0, 2400.0, 7200.0)
 Point = tuple[float, float, tuple[float, float] | None, str]  # x, y, interval of y, what it says
 
 
@@ -79,7 +80,7 @@ def cost_chart(results: Results) -> Chart | None:
         ("time from image files, logarithmic", "accuracy, %"),
         series,
         (low, high),
-        [(value, seconds(value)) for value in log_ticks(low, high)][:7],
+        [(value, seconds(value)) for value in _times(low, high)],
         ["route", "time", "accuracy, %"],
         rows,
         logarithmic=True,
@@ -129,13 +130,20 @@ def training_charts(route: RouteResult) -> list[Chart]:
     found = []
     for what in ("loss", "accuracy"):
         parts = []
-        for number, (key, name) in enumerate(((f"train_{what}", "train"), (f"val_{what}", "validation"))):
+        for number, (key, name) in enumerate(
+            ((f"train_{what}", "train"), (f"val_{what}", "validation"))
+        ):
             rows = [row for row in route.curves if key in row and "epoch" in row]
             digits: Callable[[float], str] = (
                 percent if what == "accuracy" else lambda value: f"{value:.4f}"
             )
             points: list[Point] = [
-                (row["epoch"], row[key], None, f"epoch {row['epoch']:g}, {name}: {digits(row[key])}")
+                (
+                    row["epoch"],
+                    row[key],
+                    None,
+                    f"epoch {row['epoch']:g}, {name}: {digits(row[key])}",
+                )
                 for row in rows
             ]
             if len(points) > 1:
@@ -158,6 +166,14 @@ def training_charts(route: RouteResult) -> list[Chart]:
             )
         )
     return found
+
+
+def _times(low: float, high: float) -> list[float]:
+    """Times to mark, at most seven."""
+    found = [value for value in TIMES if low <= value <= high]
+    if len(found) < 3:
+        found = [value for value in sorted((*TIMES, *BETWEEN)) if low <= value <= high]
+    return found[:: -(-len(found) // 7) or 1] or [low]
 
 
 def _drawn(
@@ -209,7 +225,14 @@ def _drawn(
     scale = 100 if share else 1
     named = [(round(100 - up(y), 2), f"{scale * y:.6g}") for y in ticks(low, high, 5)]
     return Chart(
-        about, *titles, [(across(x), text) for x, text in x_ticks], named, drawn, False, columns, rows
+        about,
+        *titles,
+        [(across(x), text) for x, text in x_ticks],
+        named,
+        drawn,
+        False,
+        columns,
+        rows,
     )
 
 

@@ -98,7 +98,12 @@ def check_fit(results: Results) -> None:
     checks: list[tuple[str, list[int], int, int]] = [
         ("labels", items.labels, -1, classes),
         ("suspects", [one.row for one in results.suspects], 0, count),
-        ("suspects' classes", [c for s in results.suspects for c in (s.given, s.suggested)], -1, classes),
+        (
+            "suspects' classes",
+            [c for s in results.suspects for c in (s.given, s.suggested)],
+            -1,
+            classes,
+        ),
     ]
     if results.leaks:
         near = [row for pair in results.leaks.near for row in pair.rows]
@@ -117,7 +122,11 @@ def check_fit(results: Results) -> None:
                 wrong.append(f"predictions of {route.name}")
         if route.confusion and {len(route.confusion), *map(len, route.confusion)} != {classes}:
             wrong.append(f"confusion of {route.name}")
-    wrong += [name for name, some, low, high in checks if some and not low <= min(some) <= max(some) < high]
+    wrong += [
+        name
+        for name, some, low, high in checks
+        if some and not low <= min(some) <= max(some) < high
+    ]
     if wrong:
         raise ResultsError(
             f"Parts of the results do not fit each other: {', '.join(wrong)}. The file was changed "
@@ -137,40 +146,44 @@ def _render(results: Results, folder: Path, changes: "Changes | None", room: int
     first += [row for group in exact for row in group[:8]] + [one.row for one in suspects]
     on_map = [row for row, _, _ in scatter.points] if scatter else []
     pictures, left_out = embed(_thumbnails(results, folder), first + large, others + on_map, room)
-    return _environment().get_template("page.html").render(
-        results=results,
-        title=results.title,
-        style=_source("page.css"),
-        script=_source("page.js"),
-        style_digest=_digest("page.css"),
-        script_digest=_digest("page.js"),
-        marks=[outline(number, 0, 0, 5) for number in range(MARKS)],
-        facts=facts(results),
-        columns=columns,
-        lines=lines,
-        failed=[route for route in results.routes if not route.finished],
-        gaps=gaps(results),
-        charts=[
-            (name, title, chart)
-            for name, title, chart in (
-                ("budget", "With few labels", budget_chart(results)),
-                ("cost", "For the time it takes", cost_chart(results)),
-            )
-            if chart
-        ],
-        closers=closers,
-        scatter=scatter,
-        frame=(WIDTH, HEIGHT),
-        leaks=leaks,
-        near=near[:MOST_LEAKS],
-        exact=exact,
-        suspects=suspects,
-        conditions=conditions(results),
-        changes=changes,
-        changes_drawn=_drawn_changes(changes),
-        pictures=pictures,
-        left_out=left_out,
-        data=_data(results, closers, scatter, pictures),
+    return (
+        _environment()
+        .get_template("page.html")
+        .render(
+            results=results,
+            title=results.title,
+            style=_source("page.css"),
+            script=_source("page.js"),
+            style_digest=_digest("page.css"),
+            script_digest=_digest("page.js"),
+            marks=[outline(number, 0, 0, 5) for number in range(MARKS)],
+            facts=facts(results),
+            columns=columns,
+            lines=lines,
+            failed=[route for route in results.routes if not route.finished],
+            gaps=gaps(results),
+            charts=[
+                (name, title, chart)
+                for name, title, chart in (
+                    ("budget", "With few labels", budget_chart(results)),
+                    ("cost", "For the time it takes", cost_chart(results)),
+                )
+                if chart
+            ],
+            closers=closers,
+            scatter=scatter,
+            frame=(WIDTH, HEIGHT),
+            leaks=leaks,
+            near=near[:MOST_LEAKS],
+            exact=exact,
+            suspects=suspects,
+            conditions=conditions(results),
+            changes=changes,
+            changes_drawn=_drawn_changes(changes),
+            pictures=pictures,
+            left_out=left_out,
+            data=_data(results, closers, scatter, pictures),
+        )
     )
 
 
@@ -233,7 +246,7 @@ def _environment() -> "Environment":
         lstrip_blocks=True,
     )
     made.policies["json.dumps_kwargs"] = {"separators": (",", ":"), "allow_nan": False}
-    for name in ("percent", "points", "between", "seconds", "large", "plain"):
+    for name in ("percent", "points", "between", "seconds", "large", "plain", "soft"):
         made.filters[name] = getattr(words, name)
     made.filters["colour"] = colour_of
     made.globals |= {"legend": legend, "facts_of": facts_of, "class_rows": MOST_CLASS_ROWS}

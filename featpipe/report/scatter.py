@@ -68,7 +68,7 @@ def make_scatter(results: Results) -> Scatter | None:
     x = np.rint(MARGIN + share[:, 0] * (WIDTH - 2 * MARGIN)).astype(int)
     y = np.rint(HEIGHT - MARGIN - share[:, 1] * (HEIGHT - 2 * MARGIN)).astype(int)
     labels = np.array([results.items.labels[row] for row in rows])
-    size = 6.5 if len(rows) <= 600 else 5.0 if len(rows) <= 2000 else 4.0
+    size = 5.8 if len(rows) <= 600 else 4.8 if len(rows) <= 2000 else 4.0
     layers = []
     for label in sorted(set(labels.tolist())):
         of_class = np.flatnonzero(labels == label)

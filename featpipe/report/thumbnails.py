@@ -109,7 +109,9 @@ def embed(
             break
     left_out = 0
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        for row, shrunk in zip(rest, pool.map(lambda row: _small(folder, row, edge), rest), strict=True):
+        for row, shrunk in zip(
+            rest, pool.map(lambda row: _small(folder, row, edge), rest), strict=True
+        ):
             if shrunk is None:
                 continue
             if used + len(shrunk) > most:

@@ -3,7 +3,7 @@
 import re
 from typing import Any
 
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 UNKNOWN = "–"
 # Control characters, line and paragraph breaks, marks that turn the direction of writing, and
@@ -23,6 +23,11 @@ def printable(value: Any) -> Any:
         return value
     text = value.replace("\r\n", " ").replace("\n", " ")
     return _STEERING.sub(lambda found: repr(found[0])[1:-1], text)
+
+
+def soft(value: Any) -> Markup:
+    """A name that may be broken behind its punctuation."""
+    return Markup(re.sub(r"([_/.-])(?=[^\W\d])", r"\1<wbr>", str(escape(printable(value)))))
 
 
 def percent(value: float | None, digits: int = 1) -> str:
@@ -49,10 +54,12 @@ def seconds(value: float | None) -> str:
     if value is None:
         return UNKNOWN
     if value < 10:
-        return f"{value:.2f} s" if value < 1 else f"{value:.1f} s"
-    if value < 120:
+        return f"{value:.2g} s"
+    if value < 60:
         return f"{value:.0f} s"
-    return f"{value / 60:.0f} min" if value < 7200 else f"{value / 3600:.1f} h"
+    if value < 600 and value % 60:
+        return f"{value / 60:.1f} min"
+    return f"{value / 60:.0f} min" if value < 3600 else f"{value / 3600:.3g} h"
 
 
 def large(value: float | None) -> str:
