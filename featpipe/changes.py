@@ -51,6 +51,21 @@ class RouteChange:
     method: str
     n: int
 
+    @property
+    def sentence(self) -> str:
+        """All of it for people."""
+        name, before, after = self.name, f"{100 * self.before:.1f}", f"{100 * self.after:.1f} %"
+        span = ""
+        if self.interval_95:
+            low, high = (f"{100 * end:+.1f}" for end in self.interval_95)
+            on = f" on {self.n:,} images in both" if self.method == "paired" else ""
+            span = f" ({100 * self.difference:+.1f} points{on}, 95 % interval {low} to {high})"
+        if self.difference == 0 and self.before == self.after:
+            return f"{name} is as accurate as before, {after}."
+        if not self.sure:
+            return f"{name} went from {before} to {after}{span}: that may be chance."
+        return f"{name} {'rose' if self.difference > 0 else 'fell'} from {before} to {after}{span}."
+
 
 @dataclass(frozen=True)
 class ConditionChange:
@@ -76,8 +91,8 @@ class Changes:
     images : dict of str to int
         ``added``, ``removed``, and ``relabelled`` of those in both.
     conditions : list of ConditionChange
-    sentences : list of str
-        All of it for people.
+    summary : list of str
+        What there is to say of all but each route's accuracy.
     """
 
     title: str
@@ -87,7 +102,16 @@ class Changes:
     routes: list[RouteChange]
     images: dict[str, int]
     conditions: list[ConditionChange]
-    sentences: list[str]
+    summary: list[str]
+
+    @property
+    def sentences(self) -> list[str]:
+        """All of it for people."""
+        found = [*self.summary, *(one.sentence for one in self.routes)]
+        if self.conditions:
+            count = len(self.conditions)
+            found.append(f"{count} {'condition differs' if count == 1 else 'conditions differ'}.")
+        return found or ["Nothing."]
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
@@ -125,8 +149,8 @@ def changes_between(old: Results, new: Results) -> Changes:
     added = [name for name in after if name not in before]
     removed = [name for name in before if name not in after]
     conditions = list(_conditions(old, new))
-    sentences = _sentences(old, new, added, removed, routes, images)
-    return Changes(old.title, old.created, added, removed, routes, images, conditions, sentences)
+    summary = _summary(old, new, added, removed, images)
+    return Changes(old.title, old.created, added, removed, routes, images, conditions, summary)
 
 
 def _labels(results: Results) -> dict[str, str | None]:
@@ -230,12 +254,11 @@ def _leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
             yield from _leaves(one, f"{path}.{name}" if path else str(name))
 
 
-def _sentences(
+def _summary(
     old: Results,
     new: Results,
     added: list[str],
     removed: list[str],
-    routes: list[RouteChange],
     images: dict[str, int],
 ) -> list[str]:
     found = []
@@ -245,24 +268,8 @@ def _sentences(
         found.append(f"New: {', '.join(added)}.")
     if removed:
         found.append(f"No longer there: {', '.join(removed)}.")
-    for one in routes:
-        found.append(_told(one))
     words = {"added": "new", "removed": "no longer there", "relabelled": "labelled otherwise"}
     told = [f"{count:,} {words[name]}" for name, count in images.items() if count]
     if told:
         found.append(f"Images: {', '.join(told)}.")
-    return found or ["Nothing."]
-
-
-def _told(one: RouteChange) -> str:
-    name, before, after = one.name, f"{100 * one.before:.1f}", f"{100 * one.after:.1f} %"
-    span = ""
-    if one.interval_95:
-        low, high = (f"{100 * end:+.1f}" for end in one.interval_95)
-        on = f" on {one.n:,} images in both" if one.method == "paired" else ""
-        span = f" ({100 * one.difference:+.1f} points{on}, 95 % interval {low} to {high})"
-    if one.difference == 0 and one.before == one.after:
-        return f"{name} is as accurate as before, {after}."
-    if not one.sure:
-        return f"{name} went from {before} to {after}{span}: that may be chance."
-    return f"{name} {'rose' if one.difference > 0 else 'fell'} from {before} to {after}{span}."
+    return found

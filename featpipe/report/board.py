@@ -6,7 +6,7 @@ from typing import Any
 from featpipe.report.charts import Scale, ticks
 from featpipe.report.words import between, large, megabytes, percent, points, seconds
 from featpipe.results import Results
-from featpipe.route_results import RouteResult
+from featpipe.route_results import Difference, RouteResult
 
 KINDS = {
     "head": "head on frozen features",
@@ -87,12 +87,8 @@ def leaderboard(results: Results) -> tuple[list[tuple[str, str, bool]], list[Lin
         Line(number, route, KINDS.get(route.kind, route.kind), _cells(route, number))
         for number, route in enumerate(routes)
     ]
-    columns = [
-        column
-        for column in COLUMNS
-        if any(line.cells[column[0]].value is not None for line in lines)
-    ]
-    return columns, lines
+    known = {name for line in lines for name, cell in line.cells.items() if cell.value is not None}
+    return [column for column in COLUMNS if column[0] in known], lines
 
 
 def _cells(route: RouteResult, number: int) -> dict[str, Cell]:
@@ -100,7 +96,7 @@ def _cells(route: RouteResult, number: int) -> dict[str, Cell]:
     if gap is None:
         difference = Cell("best" if number == 0 else "–", 0.0 if number == 0 else None)
     else:
-        difference = Cell(points(gap.value), gap.value, _verdict(gap.sure, gap.value))
+        difference = Cell(points(gap.value), gap.value, _verdict(gap))
     return {
         "name": Cell(route.name, route.name),
         "accuracy": Cell(
@@ -117,10 +113,10 @@ def _cells(route: RouteResult, number: int) -> dict[str, Cell]:
     }
 
 
-def _verdict(sure: bool, value: float) -> str:
-    if not sure:
+def _verdict(gap: Difference) -> str:
+    if not gap.sure:
         return "cannot tell"
-    return "behind" if value < 0 else "ahead"
+    return "behind" if gap.value < 0 else "ahead"
 
 
 def _strip(scale: Scale, value: float, interval: tuple[float, float] | None) -> Strip:
@@ -140,7 +136,9 @@ def gaps(results: Results) -> Gaps | None:
 
 
 def drawn_gaps(
-    found: list[tuple[str, int, float, tuple[float, float] | None, bool]], method: str = ""
+    found: list[tuple[str, int, float, tuple[float, float] | None, bool]],
+    method: str = "",
+    says: tuple[str, str] = ("behind", "ahead"),
 ) -> Gaps:
     """Differences over the scale that holds all of them, and 0."""
     ends = [end for _, _, value, span, _ in found for end in (value, *(span or ()))]
@@ -154,7 +152,7 @@ def drawn_gaps(
             number,
             points(value),
             between(span, signed=True),
-            _verdict(sure, value),
+            says[value > 0] if sure else "cannot tell",
             _strip(scale, value, span),
             sure,
         )

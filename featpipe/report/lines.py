@@ -130,22 +130,16 @@ def training_charts(route: RouteResult) -> list[Chart]:
     found = []
     for what in ("loss", "accuracy"):
         parts = []
-        for number, (key, name) in enumerate(
-            ((f"train_{what}", "train"), (f"val_{what}", "validation"))
-        ):
+        names = {f"train_{what}": "train", f"val_{what}": "validation"}
+        for number, (key, name) in enumerate(names.items()):
             rows = [row for row in route.curves if key in row and "epoch" in row]
             digits: Callable[[float], str] = (
                 percent if what == "accuracy" else lambda value: f"{value:.4f}"
             )
-            points: list[Point] = [
-                (
-                    row["epoch"],
-                    row[key],
-                    None,
-                    f"epoch {row['epoch']:g}, {name}: {digits(row[key])}",
-                )
-                for row in rows
-            ]
+            points: list[Point] = []
+            for row in rows:
+                says = f"epoch {row['epoch']:g}, {name}: {digits(row[key])}"
+                points.append((row["epoch"], row[key], None, says))
             if len(points) > 1:
                 parts.append((name, number, points))
         if not parts:
@@ -224,16 +218,8 @@ def _drawn(
         )
     scale = 100 if share else 1
     named = [(round(100 - up(y), 2), f"{scale * y:.6g}") for y in ticks(low, high, 5)]
-    return Chart(
-        about,
-        *titles,
-        [(across(x), text) for x, text in x_ticks],
-        named,
-        drawn,
-        False,
-        columns,
-        rows,
-    )
+    places_named = [(across(x), text) for x, text in x_ticks]
+    return Chart(about, *titles, places_named, named, drawn, False, columns, rows)
 
 
 def _numbered(results: Results) -> list[tuple[int, RouteResult]]:

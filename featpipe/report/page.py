@@ -98,12 +98,7 @@ def check_fit(results: Results) -> None:
     checks: list[tuple[str, list[int], int, int]] = [
         ("labels", items.labels, -1, classes),
         ("suspects", [one.row for one in results.suspects], 0, count),
-        (
-            "suspects' classes",
-            [c for s in results.suspects for c in (s.given, s.suggested)],
-            -1,
-            classes,
-        ),
+        ("suspects", [c for s in results.suspects for c in (s.given, s.suggested)], -1, classes),
     ]
     if results.leaks:
         near = [row for pair in results.leaks.near for row in pair.rows]
@@ -118,7 +113,8 @@ def check_fit(results: Results) -> None:
         if said:
             checks.append((f"rows of {route.name}", said.rows, 0, count))
             checks.append((f"predictions of {route.name}", said.predicted, 0, classes))
-            if not len(said.rows) == len(said.predicted) == len(said.confidence):
+            same = len(said.rows) == len(said.predicted) == len(said.confidence)
+            if not same or not all(0 <= sure <= 1.001 for sure in said.confidence):
                 wrong.append(f"predictions of {route.name}")
         if route.confusion and {len(route.confusion), *map(len, route.confusion)} != {classes}:
             wrong.append(f"confusion of {route.name}")
@@ -179,7 +175,7 @@ def _render(results: Results, folder: Path, changes: "Changes | None", room: int
             suspects=suspects,
             conditions=conditions(results),
             changes=changes,
-            changes_drawn=_drawn_changes(changes),
+            changes_drawn=_drawn_changes(results, changes),
             pictures=pictures,
             left_out=left_out,
             data=_data(results, closers, scatter, pictures),
@@ -187,12 +183,15 @@ def _render(results: Results, folder: Path, changes: "Changes | None", room: int
     )
 
 
-def _drawn_changes(changes: "Changes | None") -> Gaps | None:
+def _drawn_changes(results: Results, changes: "Changes | None") -> Gaps | None:
     if changes is None or not changes.routes:
         return None
-    return drawn_gaps(
-        [(o.name, n, o.difference, o.interval_95, o.sure) for n, o in enumerate(changes.routes)]
-    )
+    places = {route.name: number for number, route in enumerate(results.finished)}
+    found = [
+        (one.name, places.get(one.name, 0), one.difference, one.interval_95, one.sure)
+        for one in changes.routes
+    ]
+    return drawn_gaps(found, says=("fell", "rose"))
 
 
 def _data(
