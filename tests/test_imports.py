@@ -109,7 +109,7 @@ FLOORS = [
     ["finetune"],
     ["scratch"],
     ["report", "report.*", "compare"],
-    ["adaptation", "leakage", "steps", "rungs", "reproduce"],
+    ["audit", "adaptation", "leakage", "steps", "rungs", "reproduce"],
     ["demo"],
     ["cli", "cli.*", "__main__", ""],
 ]
