@@ -58,7 +58,10 @@ class Audit:
                     | {suspect.row for suspect in suspects}
                 )
             },
+            "classes": list(self.cache.table.classes),
             "leaks": self.duplicates.to_dict(),
+            "candidates": self.duplicates.candidates,
+            "unseen": self.duplicates.unseen,
             "suspects": [suspect.to_dict() for suspect in suspects],
             "labels_judged": self.suspects is not None,
             "note": self.note,
@@ -89,7 +92,13 @@ class Audit:
         pairs, suspects = self.duplicates.pairs, self.suspects or []
         _save_csv(folder / "leaks.csv", LEAKS, [_pair_row(pair, table) for pair in pairs])
         of_suspects = [
-            [table.ids[one.row], one.given, one.suggested, f"{one.score:.4f}"] for one in suspects
+            [
+                table.ids[one.row],
+                table.classes[one.given],
+                table.classes[one.suggested],
+                f"{one.score:.4f}",
+            ]
+            for one in suspects
         ]
         _save_csv(folder / "suspects.csv", SUSPECTS, of_suspects)
         written = ["audit.json", "leaks.csv", "suspects.csv"]
@@ -182,8 +191,9 @@ def _pair_cell(pair: Pair, table: ImageTable) -> Cell:
 
 
 def _suspect_cell(suspect: Suspect, table: ImageTable) -> Cell:
-    judged = f"{suspect.given}? rather {suspect.suggested} ({suspect.score:.2f})"
-    return Cell((suspect.row,), (str(table.ids[suspect.row]), judged))
+    given, suggested = table.classes[suspect.given], table.classes[suspect.suggested]
+    rather = f"rather {suggested} ({suspect.score:.2f})"
+    return Cell((suspect.row,), (str(table.ids[suspect.row]), f"{given}?", rather))
 
 
 def _save_csv(path: Path, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

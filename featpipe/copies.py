@@ -6,6 +6,7 @@ import numpy as np
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
+from featpipe.folds import ALONE
 from featpipe.split_file import Split
 from featpipe.table import text_column
 
@@ -35,19 +36,23 @@ class Copies:
         """Join pairs of rows, shape (pairs, 2): copies of a copy are copies."""
         return cls(joined(pairs, rows), follow)
 
-    def join(self, groups: np.ndarray | None) -> np.ndarray | None:
-        """Groups of rows, as `featpipe.split.row_groups` gives them, that no copies connect.
+    def join(self, groups: np.ndarray | None) -> np.ndarray:
+        """Groups that no copies connect: object array of str, shape (n,).
 
-        Groups of which two rows show one picture become one group, under one of their names.
+        Parameters
+        ----------
+        groups : object array of str, shape (n,), or None
+            As `featpipe.split.row_groups` gives them. Groups of which two rows show one picture
+            become one, under one of their names.
         """
+        rows = len(self.numbers)
         if groups is None:
-            return None
+            groups = text_column(f"{ALONE}{row}" for row in range(rows))
         names, codes = np.unique(groups.astype(str), return_inverse=True)
-        own, rows = np.arange(len(codes)), len(codes)
-        pairs = np.concatenate(
-            [np.stack([own, rows + self.numbers]), np.stack([own, 2 * rows + codes])], axis=1
-        ).T
-        united = joined(pairs, 2 * rows + len(names))[:rows]
+        own = np.arange(rows)
+        to_picture = np.stack([own, rows + self.numbers], axis=1)
+        to_group = np.stack([own, 2 * rows + codes], axis=1)
+        united = joined(np.concatenate([to_picture, to_group]), 2 * rows + len(names))[:rows]
         # Of a group's names the last: those of rows without a group (`ALONE`) come first.
         last = np.zeros(int(united.max(initial=0)) + 1, np.int64)
         np.maximum.at(last, united, codes)

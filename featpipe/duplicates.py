@@ -59,12 +59,11 @@ class Pair:
     across: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values."""
+        """Plain JSON values, as results have them."""
         return {
             "rows": list(self.rows),
             "similarity": round(self.similarity, 6),
             "hash_distance": self.distance,
-            "mirrored": self.mirrored,
             "across": list(self.across),
         }
 
@@ -130,15 +129,33 @@ class Duplicates:
             pairs.append(replace(pair, across=names))
         return replace(self, pairs=tuple(pairs))
 
-    def to_dict(self, policy: str | None = None) -> dict[str, Any]:
-        """Plain JSON values, as results have them."""
+    @property
+    def exact(self) -> list[list[int]]:
+        """Rows of images that are the same, byte for byte, in order."""
+        same: dict[int, list[int]] = {}
+        for pair in self.pairs:
+            if pair.exact:
+                same.setdefault(pair.rows[0], [pair.rows[0]]).append(pair.rows[1])
+        return list(same.values())
+
+    @property
+    def near(self) -> list[Pair]:
+        """The pairs that are not."""
+        return [pair for pair in self.pairs if not pair.exact]
+
+    def to_dict(self, policy: str = "off") -> dict[str, Any]:
+        """Plain JSON values, as results have them.
+
+        Parameters
+        ----------
+        policy : {"group", "drop", "keep", "off"}
+            What became of them.
+        """
         return {
             "policy": policy,
-            "exact": [pair.to_dict() for pair in self.pairs if pair.exact],
-            "near": [pair.to_dict() for pair in self.pairs if not pair.exact],
+            "exact": self.exact,
+            "near": [pair.to_dict() for pair in self.near],
             "groups": self.groups,
-            "candidates": self.candidates,
-            "unseen": self.unseen,
         }
 
     def describe(self) -> str:

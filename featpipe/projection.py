@@ -68,7 +68,7 @@ def project(
     layer : str
         May be left out if there is only one.
     method : {"auto", "pca", "tsne", "umap"}
-        auto: UMAP where umap-learn is installed, else t-SNE of at most 3,000 rows, else PCA.
+        auto: t-SNE of at most 3,000 rows; of more UMAP where umap-learn is installed, else PCA.
         PCA keeps distances as far as a plane can; the others keep neighbours, and what lies
         between their clusters means nothing.
     seed : int
@@ -94,7 +94,7 @@ def project(
         raise CacheError(f"{len(chosen)} rows of {cache.path} have features; a map needs two.")
     if method == "auto":
         few = len(chosen) <= MOST_FOR_TSNE
-        method = "umap" if _has_umap() else "tsne" if few else "pca"
+        method = "tsne" if few else "umap" if _has_umap() else "pca"
     if method != "pca" and len(chosen) < 5:  # neighbours of so few are all the others
         method = "pca"
     reduced, explained = _components(cache, cache.layer(layer), chosen, seed)

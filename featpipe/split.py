@@ -59,7 +59,7 @@ def split_rows(
             "shares between 0 and 1, together below 1."
         )
     groups = row_groups(table, settings.group)
-    if copies is not None:
+    if copies is not None and groups is not None:
         groups = copies.join(groups)
     if strata is None:
         alike = Strata(table.labels, table.classes, groups)

@@ -31,15 +31,15 @@ class Suspect:
     ----------
     row : int
         Of the table.
-    given, suggested : str
-        Its label, and the class that is more likely.
+    given, suggested : int
+        Numbers of its class, and of the one that is more likely.
     score : float
         Of how wrong the label looks, from 0 to 1: see `label_scores`.
     """
 
     row: int
-    given: str
-    suggested: str
+    given: int
+    suggested: int
     score: float
 
     def to_dict(self) -> dict[str, Any]:
@@ -124,6 +124,31 @@ def likely_wrong(labels: np.ndarray, proba: np.ndarray) -> tuple[np.ndarray, np.
     return order, suggested[order]
 
 
+def list_suspects(rows: np.ndarray, labels: np.ndarray, proba: np.ndarray) -> list[Suspect]:
+    """Name the labels that are likely wrong, the likeliest errors first.
+
+    Parameters
+    ----------
+    rows : int array, shape (n,)
+        Of the table, such as the first of `featpipe.sweep.Sweep.held_out`.
+    labels : int array, shape (n,)
+        Of these rows.
+    proba : array, shape (n, classes)
+        Of these rows, by heads that have not seen them; the second of `held_out`.
+
+    Raises
+    ------
+    HeadError
+        As `label_scores` does.
+    """
+    scores = label_scores(labels, proba)
+    wrong, suggested = likely_wrong(labels, proba)
+    return [
+        Suspect(int(rows[at]), int(labels[at]), int(to), float(scores[at]))
+        for at, to in zip(wrong, suggested, strict=True)
+    ]
+
+
 def find_suspects(
     cache: FeatureCache,
     head: str = "logistic",
@@ -170,14 +195,7 @@ def find_suspects(
     grid = {"C": STRENGTHS} if head == "logistic" and not options else {}
     found = run_sweep(cache, head, base, options, grid, [layer], targets, split, on_progress)
     rows, proba = found.held_out
-    labels = targets.values[rows]
-    wrong, suggested = likely_wrong(labels, proba)
-    scores = label_scores(labels, proba)
-    names = targets.classes
-    return [
-        Suspect(int(rows[at]), names[labels[at]], names[to], float(scores[at]))
-        for at, to in zip(wrong, suggested, strict=True)
-    ]
+    return list_suspects(rows, targets.values[rows], proba)
 
 
 def _check(labels: np.ndarray, proba: np.ndarray) -> None:

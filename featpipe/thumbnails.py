@@ -20,8 +20,8 @@ from featpipe.images import ImageSource
 from featpipe.originals import Originals, open_originals
 from featpipe.settings import ImageSettings
 
-SIZE = 104  # pixels of the longer side
-QUALITY = 50  # 1.6 KB a photograph: 5,000 of them fit into a page of 15 MB
+SIZE = 160  # pixels of the longer side
+QUALITY = 75
 ABOUT = "thumbnails.json"
 Progress = Callable[[int, int], None]
 

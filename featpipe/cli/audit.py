@@ -71,7 +71,8 @@ def _print(found: Any, document: dict[str, Any]) -> None:
     from featpipe.audit import how_alike
     from featpipe.cli._output import print_table, say
 
-    ids, pairs = found.cache.table.ids, found.duplicates.pairs
+    table, pairs = found.cache.table, found.duplicates.pairs
+    ids, classes = table.ids, table.classes
     say(f"{document['path']}: {found.duplicates.describe()}")
     if found.duplicates.unseen:
         say(f"{found.duplicates.unseen} images were not to be had, and not compared as pictures.")
@@ -87,7 +88,7 @@ def _print(found: Any, document: dict[str, Any]) -> None:
         say(f"{len(found.suspects)} labels are likely wrong")
     if found.suspects:
         lines = [
-            [str(ids[one.row]), one.given, one.suggested, f"{one.score:.2f}"]
+            [str(ids[one.row]), classes[one.given], classes[one.suggested], f"{one.score:.2f}"]
             for one in found.suspects[:SHOWN]
         ]
         print_table(["image", "label", "rather", "score"], lines, left=3)

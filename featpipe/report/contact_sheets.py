@@ -11,6 +11,7 @@ from featpipe.durable import put
 
 SIDE, GAP, LINE = 150, 8, 15  # pixels: of a picture, between cells, of a line of text
 WIDTH = 4  # pictures beside each other
+_Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 PAPER, INK, ALARM, EMPTY = "#ffffff", "#222222", "#b3261e", "#dddddd"
 
 
@@ -87,7 +88,7 @@ def _paste(
     sheet.paste(small, (left + (SIDE - size[0]) // 2, top + (SIDE - size[1]) // 2))
 
 
-def _fitting(text: str, pen: ImageDraw.ImageDraw, font: ImageFont.FreeTypeFont, width: int) -> str:
+def _fitting(text: str, pen: ImageDraw.ImageDraw, font: _Font, width: int) -> str:
     """One line of at most so many pixels; of names the end is kept, which tells them apart."""
     text = " ".join(text.encode("utf-8", "backslashreplace").decode().split())
     if pen.textlength(text, font) <= width:
