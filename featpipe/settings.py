@@ -180,6 +180,13 @@ class TrainSettings(_Checked):
         "is the group.",
         metavar="auto|none|REGEX",
     )
+    leaks: str | None = option(
+        None,
+        "Images that are there twice, be it re-encoded, resized or mirrored: group keeps them on "
+        "one side of every split, drop keeps one of each, keep only warns; the pictures are looked "
+        "at before anything is trained [default: they are not looked for].",
+        ("group", "drop", "keep"),
+    )
     folds: int = option(
         0, "Folds of the training rows, each of which validates once; 0: none.", minimum=0
     )
