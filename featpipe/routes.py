@@ -6,7 +6,7 @@ import re
 import shlex
 import tomllib
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -191,16 +191,16 @@ def make_routes(table: Any, where: str) -> list[Route]:
     for values in itertools.product(*several.values()):
         one = {**table, **dict(zip(several, values, strict=True))}
         try:
-            made.append(_checked(_route(one)))
+            made.append(checked(_route(one)))
         except (FeatpipeError, TypeError) as error:
             raise RouteError(f"{where}: {error}") from error
     return made
 
 
 def _route(table: dict[str, Any]) -> Route:
-    for key, kind in (("name", str), ("seed", int), ("options", dict), ("sweep", dict)):
-        if type(table.get(key, kind())) is not kind:
-            raise RouteError(f"{key} is {table[key]!r}, which is no {_WORDS[kind]}.")
+    for key, word in (("name", str), ("seed", int), ("options", dict), ("sweep", dict)):
+        if type(table.get(key, word())) is not word:
+            raise RouteError(f"{key} is {table[key]!r}, which is no {_WORDS[word]}.")
     sweep = {
         name: tuple(_frozen(value) for value in values) if isinstance(values, list) else ()
         for name, values in table.get("sweep", {}).items()
@@ -237,8 +237,14 @@ def _route(table: dict[str, Any]) -> Route:
 _WORDS = {str: "text", int: "whole number", dict: "table"}
 
 
-def _checked(route: Route) -> Route:
-    """A route of which all is known that can be known without its weights."""
+def checked(route: Route) -> Route:
+    """The route, if all is right with it that can be known without its weights.
+
+    Raises
+    ------
+    FeatpipeError
+        If an option, a layer's head or a network is not what there is.
+    """
     if not 0 <= route.seed < 2**31:
         raise RouteError(f"seed is {route.seed}; it must be from 0 to {2**31 - 1}.")
     for key in ("backbone", "layer", "head"):
@@ -248,6 +254,8 @@ def _checked(route: Route) -> Route:
         for name in route.sweep:
             if name not in OF_SCRATCH:
                 raise RouteError(no_such("setting of a network from scratch", name, OF_SCRATCH))
+        if "input_size" in route.sweep:
+            raise RouteError("input_size cannot be swept: describe a route for each size.")
         check_name(str(route.options["network"]))
         for options in route.candidates:
             settings = route.scratch(options)
@@ -288,17 +296,21 @@ def named(routes: Sequence[Route], loaded: Mapping[str, Backbone] | None = None)
         key = json.dumps(route.decides(), sort_keys=True, default=str)
         if key in seen:
             raise RouteError(
-                f"Two routes are the same: {_titled(route, loaded, 0)}. Leave one of them out, or "
+                f"Two routes are the same: {_titled(route, loaded, 1)}. Leave one of them out, or "
                 "give one another seed."
             )
         seen[key] = route
     names = [route.name for route in routes]
-    for detail in range(5):
-        open_ = [number for number, route in enumerate(routes) if not route.name]
+    for detail in range(3):
         counts = Counter(names)
-        for number in open_:
-            if detail == 0 or counts[names[number]] > 1:
-                names[number] = _titled(routes[number], loaded, detail)
+        for number, route in enumerate(routes):
+            if not route.name and (detail == 0 or counts[names[number]] > 1):
+                names[number] = _titled(route, loaded, detail)
+    short = list(names)
+    for number, route in enumerate(routes):
+        alike = [one for one, name in zip(routes, short, strict=True) if name == short[number]]
+        if not route.name and len(alike) > 1:
+            names[number] += _apart(route, alike)
     for name, count in Counter(names).items():
         if count > 1:
             raise RouteError(f"{count} routes are called {name!r}: give each a name of its own.")
@@ -307,32 +319,30 @@ def named(routes: Sequence[Route], loaded: Mapping[str, Backbone] | None = None)
 
 def _titled(route: Route, loaded: Mapping[str, Backbone] | None, detail: int) -> str:
     """What a route is called, the more in detail the more others are called the same."""
-    more: list[str] = []
     if route.kind == "scratch":
         network = route.options["network"]
-        title = "CNN from scratch" if network == "two-layer" else f"{network} from scratch"
-        shown: Iterable[tuple[str, Any]] = (
-            pair for pair in route.options.items() if pair[0] != "network"
-        )
-    else:
-        assert route.backbone is not None
-        title = _model(route, loaded, whole=detail >= 2)
-        if route.kind == "finetune":
-            return _with(f"{title} fine-tuned from {route.layer}", route, detail, more)
-        layer = f" {route.layer}" if detail and route.layer else ""
-        title = f"{title}{layer} + {route.head}"
-        shown = [*route.extract.items(), *route.options.items()] if detail >= 3 else []
-    more += [f"{name.replace('_', ' ')} {_shown(value)}" for name, value in shown] * (detail >= 3)
-    return _with(title, route, detail, more)
+        return "CNN from scratch" if network == "two-layer" else f"{network} from scratch"
+    title = _model(route, loaded, whole=detail >= 2)
+    if route.kind == "finetune":
+        return f"{title} fine-tuned from {route.layer}"
+    layer = f" {route.layer}" if detail and route.layer else ""
+    return f"{title}{layer} + {route.head}"
 
 
-def _with(title: str, route: Route, detail: int, more: list[str]) -> str:
-    if detail >= 3:
-        more = more or [f"{k.replace('_', ' ')} {_shown(v)}" for k, v in route.options.items()]
-        more += [f"{name} of {_shown(values)}" for name, values in route.sweep.items()]
-    if detail >= 4 or (detail >= 3 and route.seed):
-        more.append(f"seed {route.seed}")
-    return f"{title} ({', '.join(more)})" if more else title
+def _apart(route: Route, alike: Sequence[Route]) -> str:
+    """In what a route differs from others of its name."""
+    told = _details(route)
+    others = [_details(one) for one in alike]
+    shown = [text for key, text in told.items() if any(one.get(key) != text for one in others)]
+    return f" ({', '.join(shown)})" if shown else ""
+
+
+def _details(route: Route) -> dict[str, str]:
+    """Everything that is set in a route, in words, by what it is."""
+    set_ = {**route.extract, **route.options}
+    told = {name: f"{name.replace('_', ' ')} {_shown(value)}" for name, value in set_.items()}
+    told |= {name: f"{name} of {_shown(values)}" for name, values in route.sweep.items()}
+    return told | ({"seed": f"seed {route.seed}"} if route.seed else {})
 
 
 def _model(route: Route, loaded: Mapping[str, Backbone] | None, whole: bool) -> str:
