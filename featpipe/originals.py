@@ -1,5 +1,7 @@
 """The pictures that a cache's rows were made of, found again by id and checked by digest."""
 
+import contextlib
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -54,6 +56,15 @@ class Originals:
             return None if data is None else decode(data)
         except (DecodeError, MemoryError):
             return None
+
+
+def originals_of(source: ImageSource, rows: Iterable[int]) -> Originals:
+    """A source's own images; of some rows it is known from now on what their bytes were."""
+    digests = np.zeros((len(source), 16), np.uint8)
+    for row in rows:
+        with contextlib.suppress(OSError):
+            digests[row] = np.frombuffer(source.digest(row), np.uint8)
+    return Originals(source, np.arange(len(source)), digests)
 
 
 def open_originals(

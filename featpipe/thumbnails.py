@@ -111,9 +111,22 @@ def save_thumbnails(
         If the place of the images is not to be found.
     """
     originals = open_originals(cache, images, image_settings)
+    return write_thumbnails(originals, folder, rows, size, quality, workers, on_progress)
+
+
+def write_thumbnails(
+    originals: Originals,
+    folder: str | Path,
+    rows: Sequence[int] | np.ndarray | None = None,
+    size: int = SIZE,
+    quality: int = QUALITY,
+    workers: int | None = None,
+    on_progress: Progress | None = None,
+) -> Thumbnails:
+    """Make thumbnails of images of which there may be no cache; as `save_thumbnails`."""
     folder = Path(folder)
-    wanted = [int(row) for row in (range(len(cache)) if rows is None else rows)]
-    _prepare(folder, {"images": digest_column(cache.digests), "size": size, "quality": quality})
+    wanted = [int(row) for row in (range(len(originals)) if rows is None else rows)]
+    _prepare(folder, {"images": digest_column(originals.digests), "size": size, "quality": quality})
     there = {name for name, length in _files(folder) if length}
     todo = [row for row in wanted if file_name(row) not in there]
     missing, done = [], len(wanted) - len(todo)

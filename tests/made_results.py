@@ -8,7 +8,6 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from featpipe.calibration import reliability, wilson
-from featpipe.report.thumbnails import name_of
 from featpipe.results import Images, Items, Leaks, Map, Pair, Results, Suspect, Verdict
 from featpipe.route_results import (
     Accuracy,
@@ -22,6 +21,7 @@ from featpipe.route_results import (
     Seconds,
     SizePoint,
 )
+from featpipe.thumbnails import file_name
 
 CLASSES = ("daisy", "dandelion", "rose", "sunflower", "tulip")
 ROUTES = (  # name, kind, accuracy, seconds of extraction, of fitting, numbers trained
@@ -189,4 +189,4 @@ def make_pictures(results: Results, folder: Path, edge: int = 128, noise: int = 
             draw.ellipse((x - 15, y - 15, x + 15, y + 15), fill=colour)
         x, y = middle
         draw.ellipse((x - 14, y - 14, x + 14, y + 14), fill=(90, 60, 20))
-        picture.save(folder / name_of(row), "WEBP", quality=75)
+        picture.save(folder / file_name(row), "WEBP", quality=75)

@@ -16,9 +16,10 @@ from featpipe.cli import cli
 from featpipe.errors import ResultsError
 from featpipe.report.charts import ticks
 from featpipe.report.page import MOST_BYTES, write_page
-from featpipe.report.thumbnails import embed, name_of
+from featpipe.report.pictures import embed
 from featpipe.report.words import percent, points, printable, seconds, soft
 from featpipe.results import Results
+from featpipe.thumbnails import file_name
 
 HOSTILE = "<img src=x onerror=alert(1)>"
 CLOSING = "</script><!--\u2028\"'&"
@@ -99,8 +100,8 @@ def test_a_page_of_5000_images_stays_below_15_megabytes(tmp_path: Path) -> None:
     some, folder = make_results(25, classes), tmp_path / "thumbnails"
     make_pictures(some, folder, noise=40)
     for row in range(25, 5000):
-        (folder / name_of(row)).hardlink_to(folder / name_of(row % 25))
-    assert (folder / name_of(0)).stat().st_size > 5000  # more than a photograph's
+        (folder / file_name(row)).hardlink_to(folder / file_name(row % 25))
+    assert (folder / file_name(0)).stat().st_size > 5000  # more than a photograph's
     path = write_page(results, tmp_path)
     assert 5_000_000 < path.stat().st_size < MOST_BYTES == 15_000_000
     pictures = data_of(path.read_text("utf-8"))["pictures"]

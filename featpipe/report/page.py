@@ -23,9 +23,9 @@ from featpipe.report.board import Gaps, conditions, drawn_gaps, facts, gaps, lea
 from featpipe.report.charts import MARKS, colour_of, outline
 from featpipe.report.closer import Closer, facts_of, look_closer, wanted_rows
 from featpipe.report.lines import budget_chart, cost_chart, legend
+from featpipe.report.pictures import embed
 from featpipe.report.scatter import HEIGHT, WIDTH, Scatter, make_scatter
-from featpipe.report.thumbnails import embed
-from featpipe.results import Results
+from featpipe.results import Pair, Results, Suspect
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -36,7 +36,7 @@ log = logging.getLogger(__name__)
 
 MOST_BYTES = 15_000_000
 PICTURE_BYTES = 10_000_000  # at first; less if the page becomes too large
-MOST_LEAKS, MOST_SUSPECTS, MOST_CLASS_ROWS = 60, 48, 1000
+MOST_LEAKS, MOST_SUSPECTS, MOST_OF_GROUP, MOST_CLASS_ROWS = 60, 48, 8, 1000
 TEMPLATES = Path(__file__).parent / "templates"
 
 
@@ -133,15 +133,8 @@ def check_fit(results: Results) -> None:
 def _render(results: Results, folder: Path, changes: "Changes | None", room: int) -> str:
     columns, lines = leaderboard(results)
     closers, scatter = look_closer(results), make_scatter(results)
-    leaks = results.leaks
-    near = sorted(leaks.near, key=lambda pair: (not pair.across, -pair.similarity)) if leaks else []
-    exact = leaks.exact[:MOST_LEAKS] if leaks else []
-    suspects = sorted(results.suspects, key=lambda one: -one.score)[:MOST_SUSPECTS]
-    large, others = wanted_rows(closers)
-    first = [row for pair in near[:MOST_LEAKS] for row in pair.rows]
-    first += [row for group in exact for row in group[:8]] + [one.row for one in suspects]
-    on_map = [row for row, _, _ in scatter.points] if scatter else []
-    pictures, left_out = embed(_thumbnails(results, folder), first + large, others + on_map, room)
+    large, small = _wanted(results, closers, scatter)
+    pictures, left_out = embed(_thumbnails(results, folder), large, small, room)
     return (
         _environment()
         .get_template("page.html")
@@ -169,10 +162,10 @@ def _render(results: Results, folder: Path, changes: "Changes | None", room: int
             closers=closers,
             scatter=scatter,
             frame=(WIDTH, HEIGHT),
-            leaks=leaks,
-            near=near[:MOST_LEAKS],
-            exact=exact,
-            suspects=suspects,
+            leaks=results.leaks,
+            near=_near(results),
+            exact=_exact(results),
+            suspects=_suspects(results),
             conditions=conditions(results),
             changes=changes,
             changes_drawn=_drawn_changes(results, changes),
@@ -181,6 +174,37 @@ def _render(results: Results, folder: Path, changes: "Changes | None", room: int
             data=_data(results, closers, scatter, pictures),
         )
     )
+
+
+def rows_shown(results: Results) -> list[int]:
+    """Rows whose pictures a page of the results shows, the most telling first."""
+    check_fit(results)
+    large, small = _wanted(results, look_closer(results), make_scatter(results))
+    return list(dict.fromkeys(large + small))
+
+
+def _wanted(
+    results: Results, closers: list[Closer], scatter: Scatter | None
+) -> tuple[list[int], list[int]]:
+    """Rows whose pictures are wanted large, and those that may be small."""
+    large = [row for pair in _near(results) for row in pair.rows]
+    large += [row for group in _exact(results) for row in group[:MOST_OF_GROUP]]
+    large += [one.row for one in _suspects(results)]
+    wrong, right = wanted_rows(closers)
+    return large + wrong, right + ([row for row, _, _ in scatter.points] if scatter else [])
+
+
+def _near(results: Results) -> list[Pair]:
+    found = results.leaks.near if results.leaks else []
+    return sorted(found, key=lambda pair: (not pair.across, -pair.similarity))[:MOST_LEAKS]
+
+
+def _exact(results: Results) -> list[list[int]]:
+    return results.leaks.exact[:MOST_LEAKS] if results.leaks else []
+
+
+def _suspects(results: Results) -> list[Suspect]:
+    return sorted(results.suspects, key=lambda one: -one.score)[:MOST_SUSPECTS]
 
 
 def _drawn_changes(results: Results, changes: "Changes | None") -> Gaps | None:
