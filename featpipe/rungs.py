@@ -23,6 +23,7 @@ from featpipe.images import ImageSource
 from featpipe.leakage import Gap, by_group, leak_of, measure_gap
 from featpipe.loading import scan
 from featpipe.recipes import Probe, Recipe, Route, Rung, Way
+from featpipe.report.one_route import save_report
 from featpipe.report.plots import plot_curves, plot_grid
 from featpipe.scratch import options_of, train_from_scratch
 from featpipe.settings import ExtractSettings, ScratchSettings
@@ -156,6 +157,7 @@ class Runner:
         title: str,
     ) -> tuple[Step, Result]:
         table, file = self.source.table, folder / "split.csv"
+        drawn = f"{title} ({loaded.title})" if loaded else title
         classifier: Classifier | None = None
         extracting = 0.0
         if isinstance(way.learn, Probe):
@@ -173,11 +175,12 @@ class Runner:
                     **way.learn.options,
                 )
                 extracting = float(cache.conditions["seconds"])
+                save_report(folder, result, classifier.classes, cache, drawn, part=way.scored)
         else:
             split = self._split(way)
             save_split(split, table, file)
             result = self._from_scratch(way, way.learn, split)
-        drawn = f"{title} ({loaded.title})" if loaded else title
+            save_report(folder, result, table.classes, self.source, drawn, part=way.scored)
         self._draw(classifier, result, split, way.scored, loaded, folder, drawn)
         scores, ids = result.scores[way.scored], table.ids
         rows = split.train if way.scored == "folds" else split.parts()[way.scored]

@@ -88,6 +88,8 @@ def leaderboard(results: Results) -> tuple[list[tuple[str, str, bool]], list[Lin
         for number, route in enumerate(routes)
     ]
     known = {name for line in lines for name, cell in line.cells.items() if cell.value is not None}
+    if len(lines) < 2:
+        known.discard("difference")
     return [column for column in COLUMNS if column[0] in known], lines
 
 
@@ -181,7 +183,8 @@ def facts(results: Results) -> list[tuple[str, str]]:
     for part, title in (("train", "trained on"), ("val", "validated on"), ("test", "tested on")):
         if counts.get(part):
             found.append((title, f"{counts[part]:,}"))
-    found.append(("routes", str(len(results.routes))))
+    if len(results.routes) > 1:
+        found.append(("routes", str(len(results.routes))))
     return found
 
 

@@ -16,11 +16,15 @@ COLOURS = MARKS = 8
 
 @dataclass(frozen=True)
 class Mark:
-    """A value: its place in percent from the left and from the top, and what it says."""
+    """A value: its place in percent from the left and from the top, and what it says.
+
+    Faint ones are of too little to be taken at their word.
+    """
 
     x: float
     y: float
     text: str
+    faint: bool = False
 
 
 @dataclass(frozen=True)
@@ -38,7 +42,7 @@ class Series:
     band : str
         Points of a polygon, around the line; empty for none.
     spans : list of tuple
-        ``x, top, bottom`` of the values' intervals.
+        ``x, top, bottom, faint`` of the values' intervals.
     """
 
     name: str
@@ -46,7 +50,7 @@ class Series:
     marks: list[Mark]
     line: str = ""
     band: str = ""
-    spans: list[tuple[float, float, float]] = field(default_factory=list)
+    spans: list[tuple[float, float, float, bool]] = field(default_factory=list)
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from featpipe.report.words import between, percent, seconds
 from featpipe.results import Results
 from featpipe.route_results import Reliability, RouteResult
 
+FEW = 10  # predictions of a bin; those of fewer are faint
 MOST_MARKS = 40  # of a line; a longer one is drawn without
 TIMES = (0.01, 0.1, 1.0, 10.0, 60.0, 600.0, 3600.0, 36000.0, 360000.0)  # seconds
 BETWEEN = (0.02, 0.05, 0.2, 0.5, 2.0, 5.0, 20.0, 30.0, 120.0, 300.0, 1200.0, 2400.0, 7200.0)
@@ -103,11 +104,11 @@ def reliability_chart(found: Reliability) -> Chart | None:
             count = f"{int(one['count'])} predictions"
             right = f"{percent(y)} % are right ({between(ends)})"
             says = f"{name}: {count}, {percent(x)} % sure on average; {right}"
-            marks.append(Mark(across(x), 100 - across(y), says))
-            spans.append((across(x), 100 - across(ends[1]), 100 - across(ends[0])))
+            faint = int(one["count"]) < FEW
+            marks.append(Mark(across(x), 100 - across(y), says, faint))
+            spans.append((across(x), 100 - across(ends[1]), 100 - across(ends[0]), faint))
             rows.append([name, str(int(one["count"])), percent(x), percent(y), between(ends)])
-        line = polyline([(mark.x, mark.y) for mark in marks])
-        series.append(Series(name, number, marks, line, "", spans))
+        series.append(Series(name, number, marks, "", "", spans))
     if not rows:
         return None
     even = [(100.0 * step / 5, f"{20 * step}") for step in range(6)]
@@ -193,11 +194,12 @@ def _drawn(
     for name, number, points in series:
         places = [(across(x), round(100 - up(y), 2)) for x, y, _, _ in points]
         ends = [
-            (across(x), round(100 - up(span[1]), 2), round(100 - up(span[0]), 2))
+            (across(x), round(100 - up(span[1]), 2), round(100 - up(span[0]), 2), False)
             for x, _, span, _ in points
             if span
         ]
-        band = [(x, top) for x, top, _ in ends] + [(x, bottom) for x, _, bottom in reversed(ends)]
+        band = [(x, top) for x, top, _, _ in ends]
+        band += [(x, bottom) for x, _, bottom, _ in reversed(ends)]
         marks = [Mark(*place, p[3]) for place, p in zip(places, points, strict=True)]
         line = places
         if steps:

@@ -46,8 +46,9 @@ def results_of(
     table: ImageTable,
     title: str,
     location: str = "",
-    kind: str = "head",
+    kind: str | None = None,
     usable: np.ndarray | None = None,
+    part: str | None = None,
 ) -> Results:
     """A training's result as a comparison's, of one route.
 
@@ -62,18 +63,20 @@ def results_of(
     location : str
         Where the images are.
     kind : str
-        As in `featpipe.route_results.RouteResult`.
+        As in `featpipe.route_results.RouteResult`; left out, what the conditions say.
     usable : bool array, shape (n,)
         Rows that have features; all if left out.
+    part : str
+        Rows whose scores are shown. Left out, the last that there is: test rows, else what folds
+        held out, else validation rows.
 
     Returns
     -------
     Results
-        What is scored is the last part that there is: test rows, else what folds held out, else
-        validation rows. Without a map and without leaks; suspected labels where there are folds.
-        Of images with several labels each, no predictions.
+        Without a map and without leaks; suspected labels where there are folds. Of images with
+        several labels each, no predictions.
     """
-    part = list(result.scores)[-1]
+    part = part or list(result.scores)[-1]
     scores = result.scores[part].to_dict()
     single = table.classes == tuple(classes) and table.labels is not None
     labels = table.labels if single and table.labels is not None else np.full(len(table), -1)
@@ -88,7 +91,7 @@ def results_of(
     figures = ("accuracy", "balanced_accuracy", "log_loss")
     route = RouteResult(
         name=name,
-        kind=kind,
+        kind=kind or _kind(conditions),
         backbone=spec.get("backbone"),
         layer=conditions.get("layer"),
         head=conditions.get("head"),
@@ -149,7 +152,8 @@ def save_report(
     classes: Sequence[str],
     images: FeatureCache | ImageSource,
     title: str,
-    kind: str = "head",
+    kind: str | None = None,
+    part: str | None = None,
 ) -> Path:
     """Write ``report.html`` of a training, with pictures if its images are found.
 
@@ -163,7 +167,8 @@ def save_report(
     images : FeatureCache or ImageSource
         What was trained on.
     title : str
-    kind : str
+    kind, part : str
+        As in `results_of`.
 
     Returns
     -------
@@ -173,10 +178,12 @@ def save_report(
     folder = Path(folder)
     if isinstance(images, FeatureCache):
         location = str(images.conditions.get("images", {}).get("location", ""))
-        results = results_of(result, classes, images.table, title, location, kind, images.ok)
+        results = results_of(result, classes, images.table, title, location, kind, images.ok, part)
         results = replace(results, map=_map(images, result))
     else:
-        results = results_of(result, classes, images.table, title, images.location, kind)
+        results = results_of(
+            result, classes, images.table, title, images.location, kind, None, part
+        )
     rows = rows_shown(results)[:MOST_PICTURES]
     try:
         if isinstance(images, FeatureCache):
@@ -195,6 +202,14 @@ def _name(conditions: dict[str, Any]) -> str:
     spec = conditions.get("spec") or {}
     backbone = str(spec.get("backbone", "features")).removeprefix("torchvision:")
     return f"{backbone} + {conditions['head']}"
+
+
+def _kind(conditions: dict[str, Any]) -> str:
+    if "head" not in conditions:
+        return "scratch"
+    if str((conditions.get("spec") or {}).get("backbone", "")).startswith("pixels"):
+        return "pixels"
+    return "tail" if conditions["head"] == "tail" else "head"
 
 
 def _rows(result: Result, part: str) -> np.ndarray:
