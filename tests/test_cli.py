@@ -111,6 +111,10 @@ def test_the_whole_pipeline_as_a_user_runs_it(tmp_path: Path) -> None:
     assert trained.returncode == 0, trained.stderr
     made = tmp_path / "shapes-pixels-linear"
     assert {path.name for path in made.iterdir()} == {
+        "report.html",
+        "results.json",
+        "results.csv",
+        "thumbnails",
         "classifier.safetensors",
         "result.json",
         "curves.json",
