@@ -373,7 +373,7 @@ def test_compare_writes_its_routes_as_csv_and_json(tmp_path: Path) -> None:
     result = invoke(
         *("compare", DATA / "shapes.csv", "--root", SHAPES, "-b", NET, "--input-size", 64),
         *("--scratch-epochs", 1, "--scratch-input-size", 32, "-o", out, "--device", "cpu"),
-        *("--folds", 2, "--route", "pixels=centroid"),
+        *("--folds", 3, "--route", "pixels=centroid"),
     )
     wanted = {"CNN from scratch", "pixels + linear", "squeezenet1_1 (random weights) + linear"}
     wanted |= {"pixels + centroid"}

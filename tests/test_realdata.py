@@ -137,7 +137,7 @@ def test_compare_on_real_photographs(shared: Path, mobilenet: str, tmp_path: Pat
         [mobilenet],
         ["linear", "sklearn-logistic"],
         tmp_path,
-        settings=CompareSettings(folds=3),
+        settings=CompareSettings(folds=5),
         scratch_settings=ScratchSettings(epochs=3, input_size=64),
     )
     assert Results.load(tmp_path) == comparison.results
