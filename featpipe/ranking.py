@@ -4,7 +4,7 @@ Two things are uncertain: which images were scored, and which were trained on. T
 bootstrap over the scored images (over whole groups where there are some), of all pairs of routes at
 once: an interval is as wide as the most extreme of all pairs asks for, so that it holds for
 whatever route turns out best. The second is a t interval over the folds that knows what folds
-share. The interval that is told reaches as far as either.
+share, for as many comparisons as there are. The interval that is told reaches as far as either.
 """
 
 from collections.abc import Callable, Sequence
@@ -76,6 +76,7 @@ def differences(
     Westfall and Young, "Resampling-Based Multiple Testing", 1993 (single-step max T).
     Hsu, "Multiple Comparisons", 1996 (why the best one needs all pairs).
     Nadeau and Bengio, "Inference for the generalization error", Machine Learning 2003.
+    Smyth, "Linear models and empirical Bayes methods", 2004 (variances that lean on each other).
     """
     routes = len(right)
     if routes == 1:
@@ -92,7 +93,8 @@ def differences(
         error = errors[route, best]
         low, high, p = value - reach * error, value + reach * error, likely(value, error)
         if several:
-            least, most, at_folds = _over_folds(paired, test_share, routes)
+            others = np.delete(folds, [route, best], axis=0) - folds[best]
+            least, most, at_folds = _over_folds(paired, others, test_share)
             low, high, p = min(low, least), max(high, most), max(p, at_folds)
         low, high = max(-1.0, low), min(1.0, high)
         sure = bool(low > 0 or high < 0)
@@ -101,15 +103,24 @@ def differences(
     return found
 
 
-def _over_folds(paired: np.ndarray, test_share: float, routes: int) -> tuple[float, float, float]:
-    """A t interval of differences, for as many comparisons as there are with the best; and p."""
-    count = len(paired)
-    error = float(np.sqrt((1 / count + test_share) * np.var(paired, ddof=1)))
-    value, comparisons = float(paired.mean()), routes - 1
-    reach = float(t.ppf(1 - (1 - CONFIDENCE) / 2 / comparisons, count - 1)) * error
+def _over_folds(
+    paired: np.ndarray, others: np.ndarray, test_share: float
+) -> tuple[float, float, float]:
+    """A t interval of differences for as many comparisons as there are with the best, and p.
+
+    A few folds say little of how much they vary, so the variance is the mean of this difference's
+    own and of what the `others`, shape (routes, folds), have on average.
+    """
+    count, comparisons = len(paired), 1 + len(others)
+    variance, freedom = float(np.var(paired, ddof=1)), count - 1
+    if len(others):
+        variance = (variance + float(np.var(others, axis=1, ddof=1).mean())) / 2
+        freedom *= 2
+    error, value = float(np.sqrt((1 / count + test_share) * variance)), float(paired.mean())
+    reach = float(t.ppf(1 - (1 - CONFIDENCE) / 2 / comparisons, freedom)) * error
     if not error:
         return value, value, float(not value)
-    p = 2 * float(t.sf(abs(value) / error, count - 1)) * comparisons
+    p = 2 * float(t.sf(abs(value) / error, freedom)) * comparisons
     return value - reach, value + reach, min(1.0, p)
 
 

@@ -32,7 +32,7 @@ SEVERAL = ("scratch", "pixels", "backbone", "head", "layer")  # each value makes
 EXAMPLE = (
     'backbone = "mobilenet_v2" and head = "logistic", pixels = "logistic" or scratch = "small"'
 )
-_HEADER = re.compile(r"^\s*\[\[\s*route\s*\]\]", re.MULTILINE)
+_HEADER = re.compile(r"^[ \t]*\[\[[ \t]*route[ \t]*\]\]", re.MULTILINE)
 
 
 @dataclass(frozen=True)

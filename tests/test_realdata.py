@@ -15,8 +15,15 @@ from featpipe.compare import compare_routes
 from featpipe.decode import decode
 from featpipe.extract import extract_features
 from featpipe.images import open_images
+from featpipe.results import Results
 from featpipe.scratch import train_from_scratch
-from featpipe.settings import ExtractSettings, ImageSettings, ScratchSettings, TrainSettings
+from featpipe.settings import (
+    CompareSettings,
+    ExtractSettings,
+    ImageSettings,
+    ScratchSettings,
+    TrainSettings,
+)
 from featpipe.split import split_rows
 from featpipe.train import train_head
 
@@ -130,13 +137,22 @@ def test_compare_on_real_photographs(shared: Path, mobilenet: str, tmp_path: Pat
         [mobilenet],
         ["linear", "sklearn-logistic"],
         tmp_path,
+        settings=CompareSettings(folds=5),
         scratch_settings=ScratchSettings(epochs=3, input_size=64),
     )
-    rows = json.loads((tmp_path / "compare.json").read_text())["routes"]
-    assert len(rows) == len(comparison.routes) == 5
-    assert comparison.routes[0].name.startswith("mobilenet_v2")
-    best = {route.name: route.result.scores["val"].accuracy for route in comparison.routes}
-    assert best["mobilenet_v2 + linear"] > best["CNN from scratch"] + 0.1
+    assert Results.load(tmp_path) == comparison.results
+    found = {route.name: route for route in comparison.results.routes}
+    assert len(found) == 5
+    best = comparison.results.verdict.best
+    assert best is not None
+    assert best.startswith("mobilenet_v2")
+    beaten = found["CNN from scratch"].difference
+    assert beaten is not None
+    assert beaten.sure
+    assert beaten.value < -0.1
+    assert "beats CNN from scratch by" in comparison.results.verdict.sentences[0]
+    assert found[best].test is not None  # the given validation images select nothing
+    assert found[best].test["n"] == 153
 
 
 def test_predict_labels_photographs_from_the_command_line(
