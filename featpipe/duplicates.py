@@ -232,19 +232,14 @@ def find_duplicates(
     return Duplicates(tuple(found), len(cache), len(candidates), unseen).on(cache.table)
 
 
-def copies_of(
-    cache: FeatureCache, policy: str, images: str | Path | ImageSource | None = None
-) -> Copies | None:
-    """Find duplicates, say what there is, and return what a policy makes of them.
+def decide(found: Duplicates, policy: str) -> Copies | None:
+    """Say what there is, and return what a policy makes of it, for `featpipe.split.split_rows`.
 
     Parameters
     ----------
-    cache : FeatureCache
+    found : Duplicates
     policy : {"group", "drop", "keep"}
-    images : str, Path or ImageSource
-        By default where the cache says.
     """
-    found = find_duplicates(cache, images)
     copies = found.copies(policy)
     if copies is not None:
         log.info("%s.", found.describe())
@@ -255,6 +250,21 @@ def copies_of(
             found.describe(),
         )
     return copies
+
+
+def copies_of(
+    cache: FeatureCache, policy: str, images: str | Path | ImageSource | None = None
+) -> Copies | None:
+    """Find duplicates and `decide` what becomes of them.
+
+    Parameters
+    ----------
+    cache : FeatureCache
+    policy : {"group", "drop", "keep"}
+    images : str, Path or ImageSource
+        By default where the cache says.
+    """
+    return decide(find_duplicates(cache, images), policy)
 
 
 def _exact(cache: FeatureCache, rows: np.ndarray) -> tuple[list[tuple[int, int]], np.ndarray]:

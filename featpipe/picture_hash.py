@@ -58,7 +58,7 @@ class PictureHash:
             Whether it is the mirror image that is so near.
         """
         straight = int((self.bits != other.bits).sum())
-        turned = int((self.bits != other.mirrored).sum())
+        turned = int(min((self.bits != other.mirrored).sum(), (self.mirrored != other.bits).sum()))
         mirrored = turned < straight
         theirs = other.colours[:, ::-1] if mirrored else other.colours
         return min(straight, turned), float(np.abs(self.colours - theirs).mean()), mirrored

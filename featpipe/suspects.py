@@ -79,12 +79,13 @@ def label_scores(labels: np.ndarray, proba: np.ndarray) -> np.ndarray:
 
 
 def likely_wrong(labels: np.ndarray, proba: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Rows that the confident joint counts off its diagonal, the likeliest errors first.
+    """Rows whose labels confident learning calls wrong, the likeliest errors first.
 
     A row is counted as of the class that is more probable in it than it is on average in rows of
-    that label, and the most probable of such classes if there are several. Where that is not the
-    class given, the label is likely wrong. So a class that the head is generally unsure of is
-    held to less than one that it knows well, and no threshold is anybody's choice.
+    that label, and the most probable of such classes if there are several: so a class that the
+    head is generally unsure of is held to less than one that it knows well, and no threshold is
+    anybody's choice. These counts, the confident joint, say how many rows of each label are of
+    each other class; so many of them, those with the largest margins, are called wrong.
 
     Parameters
     ----------
@@ -108,20 +109,42 @@ def likely_wrong(labels: np.ndarray, proba: np.ndarray) -> tuple[np.ndarray, np.
     References
     ----------
     Northcutt, Jiang and Chuang, "Confident learning: estimating uncertainty in dataset labels",
-    JAIR 2021: thresholds of equation 2, errors by the off-diagonals of the confident joint (their
-    second method), in the order of the normalised margin.
+    JAIR 2021: thresholds of equation 2, the calibrated joint of equation 3, pruning by noise rate
+    (their method 4), in the order of the normalised margin. A class that is not the more probable
+    one is never suggested.
     """
     scores = label_scores(labels, proba)
-    classes = proba.shape[1]
-    thresholds = np.full(classes, np.inf)  # of a class that no row has
-    for label in np.unique(labels):
-        thresholds[label] = proba[labels == label, label].mean()
-    confident = np.where(proba >= thresholds, proba, -1.0)
-    suggested = confident.argmax(axis=1)
-    counted = confident.max(axis=1) >= 0
-    rows = np.flatnonzero(counted & (suggested != labels))
+    suggested = np.full(len(labels), -1)
+    for given, row in enumerate(_expected(labels, proba)):
+        of_given = np.flatnonzero(labels == given)
+        margins = proba[of_given] - proba[of_given, given, None]
+        for other in np.flatnonzero(row):
+            most = np.argsort(-margins[:, other], kind="stable")[: row[other]]
+            chosen = of_given[most[margins[most, other] > 0]]
+            # Of several classes that a row may be of, the most probable one.
+            before = suggested[chosen]
+            better = (before < 0) | (proba[chosen, other] > proba[chosen, before])
+            suggested[chosen[better]] = other
+    rows = np.flatnonzero(suggested >= 0)
     order = rows[np.lexsort((rows, -scores[rows]))]
     return order, suggested[order]
+
+
+def _expected(labels: np.ndarray, proba: np.ndarray) -> np.ndarray:
+    """How many rows of each label are of each other class: int array, shape (classes, classes)."""
+    classes = proba.shape[1]
+    sizes = np.bincount(labels, minlength=classes)
+    thresholds = np.full(classes, np.inf)  # of a class that no row has
+    for label in np.flatnonzero(sizes):
+        thresholds[label] = proba[labels == label, label].mean()
+    confident = np.where(proba >= thresholds, proba, -1.0)
+    counted = confident.max(axis=1) >= 0
+    joint = np.zeros((classes, classes))
+    np.add.at(joint, (labels[counted], confident.argmax(axis=1)[counted]), 1)
+    joint *= (sizes / np.maximum(joint.sum(axis=1), 1))[:, None]  # as many as there are in all
+    np.fill_diagonal(joint, 0)
+    expected: np.ndarray = np.rint(joint).astype(np.int64)
+    return expected
 
 
 def list_suspects(rows: np.ndarray, labels: np.ndarray, proba: np.ndarray) -> list[Suspect]:
