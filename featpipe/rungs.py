@@ -23,8 +23,8 @@ from featpipe.images import ImageSource
 from featpipe.leakage import Gap, by_group, leak_of, measure_gap
 from featpipe.loading import scan
 from featpipe.recipes import Probe, Recipe, Route, Rung, Way
-from featpipe.report.one_route import save_report
 from featpipe.report.plots import plot_curves, plot_grid
+from featpipe.report.training import save_report
 from featpipe.scratch import options_of, train_from_scratch
 from featpipe.settings import ExtractSettings, ScratchSettings
 from featpipe.split import Split, row_groups, save_split, split_rows

@@ -13,7 +13,8 @@ from featpipe.cache import FeatureCache
 from featpipe.cli import cli
 from featpipe.extract import extract_features
 from featpipe.images import open_images
-from featpipe.report.one_route import results_of, save_report
+from featpipe.report.one_route import results_of
+from featpipe.report.training import save_report
 from featpipe.results import Results
 from featpipe.settings import TrainSettings
 from featpipe.train import train_head

@@ -126,7 +126,9 @@ def test_many_classes_are_told_as_pairs(tmp_path: Path) -> None:
     assert 'class="confused"' in page
 
 
-@pytest.mark.parametrize("what", ["rows", "labels", "map", "confusion", "confidence", "suspect"])
+@pytest.mark.parametrize(
+    "what", ["rows", "labels", "map", "confusion", "confidence", "suspect", "nan", "infinity"]
+)
 def test_parts_that_do_not_fit_each_other_are_refused(what: str, tmp_path: Path) -> None:
     document = make_results(20).to_dict()
     route = document["routes"][0]
@@ -138,11 +140,27 @@ def test_parts_that_do_not_fit_each_other_are_refused(what: str, tmp_path: Path)
         document["map"]["points"].pop()
     elif what == "confusion":
         route["confusion"].pop()
+    elif what == "nan":
+        route["budget"][0]["value"] = float("nan")
+    elif what == "infinity":
+        route["cost"][0]["accuracy"] = float("inf")
     elif what == "confidence":
         route["predictions"]["confidence"][0] = float("nan")
     else:
         document["suspects"][0]["row"] = -1
     with pytest.raises(ResultsError, match="do not fit each other"):
+        write_page(document, tmp_path)
+
+
+@pytest.mark.parametrize("what", ["bins", "machine"])
+def test_what_is_not_as_it_was_written_is_refused(what: str, tmp_path: Path) -> None:
+    document = make_results(20).to_dict()
+    route = document["routes"][0]
+    if what == "bins":
+        route["reliability"]["after"][0] = {}
+    else:
+        document["machine"]["versions"] = 5
+    with pytest.raises(ResultsError, match="not as featpipe writes it"):
         write_page(document, tmp_path)
 
 

@@ -4,7 +4,7 @@ from typing import Any
 
 import click
 
-from featpipe.cli._options import json_option, settings_options
+from featpipe.cli._options import json_option, page_option, settings_options
 from featpipe.settings import CompareSettings, ExtractSettings, ImageSettings, ScratchSettings
 
 
@@ -52,6 +52,10 @@ from featpipe.settings import CompareSettings, ExtractSettings, ImageSettings, S
 @settings_options(CompareSettings, "settings", without=("device",))
 @settings_options(ScratchSettings, "scratch_settings", prefix="scratch_")
 @settings_options(ImageSettings, "image_settings")
+@click.option(
+    "--against", metavar="OLD", help="Earlier results: say, and show first, what changed since."
+)
+@page_option
 @json_option
 @click.pass_obj
 def command(
@@ -65,6 +69,8 @@ def command(
     out: str,
     extract: ExtractSettings,
     settings: CompareSettings,
+    against: str | None,
+    page: bool,
     as_json: bool,
     **more: Any,
 ) -> None:
@@ -77,14 +83,18 @@ def command(
         raise click.UsageError("Name a --backbone, a --route, or a file of --routes.")
     from dataclasses import replace
 
+    from featpipe.changes import changes_between
     from featpipe.cli._output import note, print_json, progress, say
     from featpipe.cli._text import print_comparison
     from featpipe.compare import compare_routes
+    from featpipe.report.comparison import save_comparison
+    from featpipe.results import Results
     from featpipe.routes import parse_route, read_routes
 
     routes = [one for file in files for one in read_routes(file)]
     routes += [one for line in lines for one in parse_route(line)]
     settings = replace(settings, device=extract.device)
+    old = None if against is None else Results.load(against)  # before anything is written over it
     more |= {"extract": extract, "settings": settings, "routes": routes}
     with progress(quiet) as reporter:
         try:
@@ -92,8 +102,18 @@ def command(
         except KeyboardInterrupt:
             note(f"What is finished is kept in {out}; the same command goes on from there.")
             raise
+    changes = None if old is None else changes_between(old, comparison.results)
+    if page:
+        save_comparison(out, comparison, images, more["image_settings"], changes)
     if as_json:
-        print_json(comparison.to_dict())
-    else:
-        print_comparison(comparison.results)
-        say(f"Saved in {out}: results.json, results.csv, split.csv, the feature caches")
+        told = {"changes": changes.to_dict()} if changes else {}
+        print_json({**comparison.to_dict(), **told})
+        return
+    print_comparison(comparison.results)
+    if changes:
+        say()
+        say(f"What changed since {against}:")
+        for sentence in changes.sentences:
+            say(f"  {sentence}")
+    shown = "report.html, " if page else ""
+    say(f"Saved in {out}: {shown}results.json, results.csv, split.csv, the feature caches")

@@ -80,7 +80,7 @@ def command(
     from featpipe.cli._text import default_out
     from featpipe.finetune import FEATURES, UNFINISHED, finetune
     from featpipe.heads import make_head
-    from featpipe.report.one_route import save_report
+    from featpipe.report.training import save_report
 
     chosen = {name: value for name, value in options.items() if value is not None}
     named = default_out(images, backbone).with_suffix("").name

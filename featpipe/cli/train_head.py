@@ -110,7 +110,7 @@ def command(
     from featpipe.cli._results import Epochs, draw, saying_how_to_resume, show
     from featpipe.cli._training import assigned, budgets_of, grid_of, value_of
     from featpipe.heads import make_head
-    from featpipe.report.one_route import save_report
+    from featpipe.report.training import save_report
     from featpipe.train import save_run, train_head
 
     if more and not sweep:

@@ -47,7 +47,7 @@ def command(
     from featpipe.images import open_images
     from featpipe.network_file import save_network
     from featpipe.pixel_rows import fingerprint
-    from featpipe.report.one_route import save_report
+    from featpipe.report.training import save_report
     from featpipe.scratch import options_of, train_from_scratch
     from featpipe.split import save_split
 

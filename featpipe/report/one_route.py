@@ -1,21 +1,12 @@
-"""What one training came to, as results of a comparison of one route, and the page of them."""
+"""What one training came to, as results of a comparison of one route."""
 
-import logging
 from collections.abc import Sequence
-from dataclasses import replace
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from featpipe.cache import FeatureCache
-from featpipe.errors import CacheError, ImagesError
-from featpipe.images import ImageSource
-from featpipe.originals import originals_of
-from featpipe.projection import project
-from featpipe.report.page import rows_shown, write_page
-from featpipe.results import Images, Items, Map, Results, Suspect, Verdict
+from featpipe.results import Images, Items, Results, Suspect, Verdict
 from featpipe.route_results import (
     Accuracy,
     ClassRow,
@@ -28,15 +19,8 @@ from featpipe.route_results import (
 )
 from featpipe.suspects import list_suspects
 from featpipe.table import ImageTable
-from featpipe.thumbnails import save_thumbnails, write_thumbnails
 from featpipe.train import Result
 
-log = logging.getLogger(__name__)
-
-NAME = "report.html"
-MOST_PICTURES = 2000  # that are made for one training
-MOST_NEIGHBOURS = 1000  # rows whose map keeps neighbours, which takes seconds; else PCA
-MOST_DIMENSIONS = 8192  # of features that are laid out on a map
 LEVELS = {"test": "test", "folds": "cross-validated", "val": "validation", "train": "training"}
 
 
@@ -146,56 +130,6 @@ def results_of(
     )
 
 
-def save_report(
-    folder: str | Path,
-    result: Result,
-    classes: Sequence[str],
-    images: FeatureCache | ImageSource,
-    title: str,
-    kind: str | None = None,
-    part: str | None = None,
-) -> Path:
-    """Write ``report.html`` of a training, with pictures if its images are found.
-
-    Parameters
-    ----------
-    folder : str or Path
-        Is also given ``results.json``, ``results.csv`` and ``thumbnails``, of which the page is
-        made again by ``featpipe report``.
-    result : Result
-    classes : sequence of str
-    images : FeatureCache or ImageSource
-        What was trained on.
-    title : str
-    kind, part : str
-        As in `results_of`.
-
-    Returns
-    -------
-    Path
-        The page.
-    """
-    folder = Path(folder)
-    if isinstance(images, FeatureCache):
-        location = str(images.conditions.get("images", {}).get("location", ""))
-        results = results_of(result, classes, images.table, title, location, kind, images.ok, part)
-        results = replace(results, map=_map(images, result))
-    else:
-        results = results_of(
-            result, classes, images.table, title, images.location, kind, None, part
-        )
-    rows = rows_shown(results)[:MOST_PICTURES]
-    try:
-        if isinstance(images, FeatureCache):
-            save_thumbnails(images, folder / "thumbnails", rows)
-        else:
-            write_thumbnails(originals_of(images, rows), folder / "thumbnails", rows)
-    except ImagesError as error:
-        log.info("The page has no pictures: %s", error)
-    results.save(folder)
-    return write_page(results, folder, folder / NAME)
-
-
 def _name(conditions: dict[str, Any]) -> str:
     if "head" not in conditions:
         return str(conditions.get("route", "network"))
@@ -271,20 +205,6 @@ def _parts(result: Result, table: ImageTable) -> list[str]:
         for name, rows in result.split.parts().items():
             parts[rows] = name
     return [str(one) for one in parts]
-
-
-def _map(cache: FeatureCache, result: Result) -> Map | None:
-    """The features on a plane, where they are not too many and there are some."""
-    layer = str(result.conditions.get("layer") or cache.layer(None))
-    if int(np.prod(cache.layers[layer])) > MOST_DIMENSIONS:
-        return None
-    method = "auto" if int(cache.ok.sum()) <= MOST_NEIGHBOURS else "pca"
-    try:
-        found = project(cache, layer, method).to_dict(f"{cache.spec.backbone}, {layer}")
-    except CacheError:  # fewer than two rows
-        return None
-    points = [None if one is None else (one[0], one[1]) for one in found["points"]]
-    return Map(found["method"], found["of"], points)
 
 
 def _sentences(route: RouteResult, classes: list[str]) -> list[str]:

@@ -11,7 +11,6 @@ the policy of the page lets nothing run but its own script, by digest.
 
 import base64
 import hashlib
-import logging
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,22 +20,21 @@ from featpipe.errors import ResultsError
 from featpipe.report import words
 from featpipe.report.board import Gaps, conditions, drawn_gaps, facts, gaps, leaderboard
 from featpipe.report.charts import MARKS, colour_of, outline
-from featpipe.report.closer import Closer, facts_of, look_closer, wanted_rows
+from featpipe.report.closer import Closer, facts_of, look_closer
 from featpipe.report.lines import budget_chart, cost_chart, legend
 from featpipe.report.pictures import embed
 from featpipe.report.scatter import HEIGHT, WIDTH, Scatter, make_scatter
-from featpipe.results import Pair, Results, Suspect
+from featpipe.report.shown import check_fit, exact_groups, near_pairs, suspected, wanted
+from featpipe.results import Results
 
 if TYPE_CHECKING:
     from jinja2 import Environment
 
     from featpipe.changes import Changes
 
-log = logging.getLogger(__name__)
-
 MOST_BYTES = 15_000_000
 PICTURE_BYTES = 10_000_000  # at first; less if the page becomes too large
-MOST_LEAKS, MOST_SUSPECTS, MOST_OF_GROUP, MOST_CLASS_ROWS = 60, 48, 8, 1000
+MOST_CLASS_ROWS = 1000
 TEMPLATES = Path(__file__).parent / "templates"
 
 
@@ -76,7 +74,7 @@ def write_page(
     check_fit(results)
     room = PICTURE_BYTES
     while True:
-        html = _render(results, folder, changes, room).encode("utf-8", "backslashreplace")
+        html = _rendered(results, folder, changes, room).encode("utf-8", "backslashreplace")
         if len(html) <= MOST_BYTES or room == 0:
             break
         room = max(0, min(room // 2, room - 2 * (len(html) - MOST_BYTES)))
@@ -85,55 +83,25 @@ def write_page(
     return path
 
 
-def check_fit(results: Results) -> None:
-    """Refuse results whose rows and classes are not those of their own items.
+def _rendered(results: Results, folder: Path, changes: "Changes | None", room: int) -> str:
+    from jinja2 import UndefinedError
 
-    Raises
-    ------
-    ResultsError
-        What does not fit.
-    """
-    items, classes = results.items, len(results.classes)
-    count = len(items.ids)
-    checks: list[tuple[str, list[int], int, int]] = [
-        ("labels", items.labels, -1, classes),
-        ("suspects", [one.row for one in results.suspects], 0, count),
-        ("suspects", [c for s in results.suspects for c in (s.given, s.suggested)], -1, classes),
-    ]
-    if results.leaks:
-        near = [row for pair in results.leaks.near for row in pair.rows]
-        exact = [row for group in results.leaks.exact for row in group]
-        checks.append(("leaks", near + exact, 0, count))
-    lengths = [("labels", len(items.labels)), ("parts", len(items.parts))]
-    if results.map:
-        lengths.append(("points of the map", len(results.map.points)))
-    wrong = [name for name, length in lengths if length != count]
-    for route in results.routes:
-        said = route.predictions
-        if said:
-            checks.append((f"rows of {route.name}", said.rows, 0, count))
-            checks.append((f"predictions of {route.name}", said.predicted, 0, classes))
-            same = len(said.rows) == len(said.predicted) == len(said.confidence)
-            if not same or not all(0 <= sure <= 1.001 for sure in said.confidence):
-                wrong.append(f"predictions of {route.name}")
-        if route.confusion and {len(route.confusion), *map(len, route.confusion)} != {classes}:
-            wrong.append(f"confusion of {route.name}")
-    wrong += [
-        name
-        for name, some, low, high in checks
-        if some and not low <= min(some) <= max(some) < high
-    ]
-    if wrong:
-        raise ResultsError(
-            f"Parts of the results do not fit each other: {', '.join(wrong)}. The file was changed "
-            "or cut off; compare again to write it anew."
-        )
+    try:
+        return _render(results, folder, changes, room)
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        reason = f"{type(error).__name__}: {error}"
+    except UndefinedError as error:
+        reason = str(error)
+    raise ResultsError(
+        f"Something in the results is not as featpipe writes it ({reason}). The file was changed; "
+        "compare again to write it anew."
+    )
 
 
 def _render(results: Results, folder: Path, changes: "Changes | None", room: int) -> str:
     columns, lines = leaderboard(results)
     closers, scatter = look_closer(results), make_scatter(results)
-    large, small = _wanted(results, closers, scatter)
+    large, small = wanted(results, closers, scatter)
     pictures, left_out = embed(_thumbnails(results, folder), large, small, room)
     return (
         _environment()
@@ -163,9 +131,9 @@ def _render(results: Results, folder: Path, changes: "Changes | None", room: int
             scatter=scatter,
             frame=(WIDTH, HEIGHT),
             leaks=results.leaks,
-            near=_near(results),
-            exact=_exact(results),
-            suspects=_suspects(results),
+            near=near_pairs(results),
+            exact=exact_groups(results),
+            suspects=suspected(results),
             conditions=conditions(results),
             changes=changes,
             changes_drawn=_drawn_changes(results, changes),
@@ -174,37 +142,6 @@ def _render(results: Results, folder: Path, changes: "Changes | None", room: int
             data=_data(results, closers, scatter, pictures),
         )
     )
-
-
-def rows_shown(results: Results) -> list[int]:
-    """Rows whose pictures a page of the results shows, the most telling first."""
-    check_fit(results)
-    large, small = _wanted(results, look_closer(results), make_scatter(results))
-    return list(dict.fromkeys(large + small))
-
-
-def _wanted(
-    results: Results, closers: list[Closer], scatter: Scatter | None
-) -> tuple[list[int], list[int]]:
-    """Rows whose pictures are wanted large, and those that may be small."""
-    large = [row for pair in _near(results) for row in pair.rows]
-    large += [row for group in _exact(results) for row in group[:MOST_OF_GROUP]]
-    large += [one.row for one in _suspects(results)]
-    wrong, right = wanted_rows(closers)
-    return large + wrong, right + ([row for row, _, _ in scatter.points] if scatter else [])
-
-
-def _near(results: Results) -> list[Pair]:
-    found = results.leaks.near if results.leaks else []
-    return sorted(found, key=lambda pair: (not pair.across, -pair.similarity))[:MOST_LEAKS]
-
-
-def _exact(results: Results) -> list[list[int]]:
-    return results.leaks.exact[:MOST_LEAKS] if results.leaks else []
-
-
-def _suspects(results: Results) -> list[Suspect]:
-    return sorted(results.suspects, key=lambda one: -one.score)[:MOST_SUSPECTS]
 
 
 def _drawn_changes(results: Results, changes: "Changes | None") -> Gaps | None:
