@@ -75,7 +75,7 @@ COLUMNS = (
     ("cold", "Cold", False),
     ("warm", "Warm", False),
     ("speed", "Images/s", False),
-    ("parameters", "Trained", False),
+    ("parameters", "Parameters", False),
     ("memory", "Memory", False),
 )
 

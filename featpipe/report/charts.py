@@ -67,6 +67,12 @@ class Chart:
     columns: list[str] = field(default_factory=list)
     rows: list[list[str]] = field(default_factory=list)
 
+    @property
+    def crowded(self) -> bool:
+        """Whether intervals stand side by side, lest one hides the other."""
+        lines = [one for one in self.series if one.spans]
+        return len(lines) > 3 or (len(lines) > 1 and not any(one.line for one in lines))
+
 
 class Scale:
     """Values to percent of an axis.

@@ -87,7 +87,7 @@ def _map(results: Results, caches: Mapping[str, Path]) -> Map | None:
         with FeatureCache.open(caches[route.backbone]) as cache:
             layer = route.layer if route.layer in cache.layers else cache.layer(None)
             assert layer is not None
-            found = map_of(cache, layer, f"{route.backbone}, {layer}")
+            found = map_of(cache, layer)
     except FeatpipeError as error:  # a page without a map is a page
         log.warning("There is no map of the features: %s", error)
         return None

@@ -10,20 +10,19 @@ from featpipe.results import Map
 MOST_DIMENSIONS = 8192  # of features that are laid out; activations of a cut have many more
 
 
-def map_of(cache: FeatureCache, layer: str, of: str, method: str = "auto") -> Map | None:
+def map_of(cache: FeatureCache, layer: str, method: str = "auto") -> Map | None:
     """The map of a layer; None where it has too many dimensions, or fewer than two rows do.
 
     Parameters
     ----------
     cache : FeatureCache
     layer : str
-    of : str
-        What the map says that it is of.
     method : str
         As `featpipe.projection.project` takes it.
     """
     if int(np.prod(cache.layers[layer])) > MOST_DIMENSIONS:
         return None
+    of = f"{cache.spec.backbone.removeprefix('torchvision:')}, {layer}"
     try:
         found = project(cache, layer, method).to_dict(of)
     except CacheError:

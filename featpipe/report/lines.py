@@ -42,6 +42,7 @@ def budget_chart(results: Results) -> Chart | None:
             points.append((float(one.size or whole), one.value, one.interval_95, says))
             rows.append([route.name, name, percent(one.value), between(one.interval_95)])
         series.append((route.name, number, points))
+    margin = ((whole if every else sizes[-1]) / sizes[0]) ** 0.03  # intervals stand side by side
     shown: list[float] = []
     for size in sizes:
         if not shown or size >= 1.7 * shown[-1]:  # nearer ones would print over each other
@@ -52,7 +53,7 @@ def budget_chart(results: Results) -> Chart | None:
         "Accuracy by the number of labelled images a class, a line for each route.",
         ("labelled images a class", "accuracy, %"),
         series,
-        (float(sizes[0]), whole if every else float(sizes[-1])),
+        (sizes[0] / margin, (whole if every else sizes[-1]) * margin),
         labels,
         ["route", "images a class", "accuracy, %", "95 % interval"],
         rows,

@@ -57,8 +57,7 @@ def save_report(
         results = results_of(result, classes, images.table, title, location, kind, images.ok, part)
         layer = str(result.conditions.get("layer") or images.layer(None))
         method = "auto" if int(images.ok.sum()) <= MOST_NEIGHBOURS else "pca"
-        of = f"{images.spec.backbone}, {layer}"
-        results = replace(results, map=map_of(images, layer, of, method))
+        results = replace(results, map=map_of(images, layer, method))
     else:
         results = results_of(
             result, classes, images.table, title, images.location, kind, None, part

@@ -8,7 +8,7 @@ from markupsafe import Markup, escape
 UNKNOWN = "–"
 # Control characters, line and paragraph breaks, marks that turn the direction of writing, and
 # bytes that are not UTF-8.
-_STEERING = re.compile("[\0-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+STEERING = re.compile("[\0-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 _LARGE = ((10**9, "G"), (10**6, "M"), (10**3, "k"))
 
 
@@ -22,7 +22,7 @@ def printable(value: Any) -> Any:
     if not isinstance(value, str) or isinstance(value, Markup):
         return value
     text = value.replace("\r\n", " ").replace("\n", " ")
-    return _STEERING.sub(lambda found: repr(found[0])[1:-1], text)
+    return STEERING.sub(lambda found: repr(found[0])[1:-1], text)
 
 
 def soft(value: Any) -> Markup:
@@ -86,5 +86,5 @@ def plain(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.6g}"
     if isinstance(value, list | tuple):
-        return ", ".join(plain(one) for one in value) or UNKNOWN
+        return ", ".join(plain(one) for one in value if one != {}) or UNKNOWN
     return UNKNOWN if value is None or value == "" else str(value)

@@ -81,9 +81,9 @@
       const rows = data.cells[route][button.dataset.cell];
       const count = Number(button.dataset.count);
       const some = rows.length < count ? `${rows.length} of ${count}` : `${count}`;
-      const right = is === said ? "recognised" : `taken for ${className(said)}`;
+      const how = is === said ? ", recognised" : ` taken for ${className(said)}`;
       show(
-        `${some} of ${className(is)}, ${right}`,
+        `${className(is)}${how}: ${some}`,
         rows.map(([row, sure]) => [row, [`${Math.round(100 * sure)} % sure`]]),
       );
     });
