@@ -3,7 +3,7 @@
     python benchmarks/real_images.py SHARED WORK
 
 SHARED holds `data/` and `weights/`; WORK is a folder to keep the caches in. A data set whose
-WORK/NAME/compare.json is there is not run again. Writes benchmarks/results/real_images.json.
+WORK/NAME/results.json is there is not run again. Writes benchmarks/results/real_images.json.
 """
 
 import json
@@ -12,21 +12,17 @@ from pathlib import Path
 from typing import Any
 
 from featpipe import ImageSettings, compare_routes
+from featpipe.results import Results
 
 COLUMNS = (
-    "route",
-    "train_accuracy",
-    "val_accuracy",
-    "interval_95",
-    "seconds_cold",
-    "seconds_warm",
-    "parameters",
-)
+    "name", "status", "accuracy", "test", "difference", "seconds", "peak_bytes", "parameters",
+    "images_per_second", "budget",
+)  # fmt: skip
 
 
 def compare(name: str, shared: Path, work: Path) -> dict[str, Any]:
     """Run one data set's comparison, or read it, and keep what a table shows."""
-    document = work / name / "compare.json"
+    document = work / name / "results.json"
     if not document.exists():
         images, settings = shared / "data" / name, ImageSettings()
         if name == "emergency":
@@ -43,15 +39,7 @@ def compare(name: str, shared: Path, work: Path) -> dict[str, Any]:
         ]
         heads = ["linear", "sklearn-logistic"]
         compare_routes(images, backbones, heads, work / name, image_settings=settings)
-    result = json.loads(document.read_text(encoding="utf-8"))
-    machine = result["routes"][0]["conditions"]["machine"]
-    routes = [{column: route[column] for column in COLUMNS} for route in result["routes"]]
-    return {
-        "classes": result["classes"],
-        "split": result["split"],
-        "routes": routes,
-        "machine": machine,
-    }
+    return Results.load(document).to_dict()
 
 
 def main() -> None:
@@ -59,16 +47,20 @@ def main() -> None:
     results = {
         name: compare(name, shared, work) for name in ("hymenoptera", "emergency", "flowers")
     }
+    kept = {name: shown(result) for name, result in results.items()}
     out = Path(__file__).parent / "results" / "real_images.json"
-    out.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-    for name, result in results.items():
-        print(f"\n{name}: {result['split']}")
-        for route in result["routes"]:
-            print(
-                f"| {route['route']} | {100 * route['train_accuracy']:.1f} "
-                f"| {100 * route['val_accuracy']:.1f} | {route['seconds_cold']:.1f} "
-                f"| {route['seconds_warm']:.2f} | {route['parameters']:,} |"
-            )
+    out.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
+    for name, result in kept.items():
+        print(f"\n{name}: {result['design']['rows']}")
+        for sentence in result["verdict"]["sentences"]:
+            print(sentence)
+
+
+def shown(result: dict[str, Any]) -> dict[str, Any]:
+    """What a table shows."""
+    routes = [{column: route[column] for column in COLUMNS} for route in result["routes"]]
+    names = ("design", "images", "verdict", "machine")
+    return {**{name: result[name] for name in names}, "routes": routes}
 
 
 if __name__ == "__main__":

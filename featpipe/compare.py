@@ -1,252 +1,319 @@
-"""Transfer learning against a CNN from scratch: same rows, same seeds, same clock."""
+"""Routes from images to a classifier, compared: same rows, same folds, same seeds, same clock."""
 
-import csv
+import hashlib
+import json
 import logging
-import re
-import time
-from collections import Counter
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from featpipe.backbones import DEFAULT_SOURCE, Backbone, parse_backbone
-from featpipe.cache import FeatureCache
-from featpipe.checkpoint import checkpointing
-from featpipe.durable import save_json
-from featpipe.errors import SettingsError
-from featpipe.extract import Progress, extract_features
-from featpipe.heads import build_head
+from featpipe.backbones import Backbone
+from featpipe.device import available_cores, choose_device, machine_facts
+from featpipe.errors import RouteError
+from featpipe.extract import Progress
+from featpipe.folds import ALONE, Strata
 from featpipe.images import ImageSource, open_images
-from featpipe.result import Result
-from featpipe.scratch import options_of, train_from_scratch
-from featpipe.settings import ExtractSettings, ImageSettings, ScratchSettings, TrainSettings
-from featpipe.split import Split, split_rows
-from featpipe.train import fit_and_score
+from featpipe.loading import scan
+from featpipe.ranking import differences
+from featpipe.results import Images, Items, Results
+from featpipe.rounds import Rounds, make_rounds
+from featpipe.route_results import RouteResult
+from featpipe.route_runner import Runner
+from featpipe.routes import Route, checked, named
+from featpipe.settings import CompareSettings, ExtractSettings, ImageSettings, ScratchSettings
+from featpipe.shared_features import SharedFeatures, Wanted, together, wanted_by
+from featpipe.split import Split, row_groups, save_split, split_rows
+from featpipe.standing import Held, held_out, outcome
+from featpipe.targets import targets_of
+from featpipe.trials import Ground
+from featpipe.verdict import verdict
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
-class Route:
-    """One way from images to a classifier, and what it came to.
-
-    Attributes
-    ----------
-    name : str
-        ``vgg16 + linear``.
-    result : Result
-    seconds_cold : float
-        From image files to scored classifier: extraction or decoding, then training. Where
-        features were already cached, the seconds recorded when they were extracted.
-    seconds_warm : float
-        Training and scoring alone.
-    """
-
-    name: str
-    result: Result
-    seconds_cold: float
-    seconds_warm: float
-
-    def row(self) -> dict[str, Any]:
-        """The route's line of the table, as plain JSON values."""
-        scores = self.result.scores
-        row: dict[str, Any] = {"route": self.name}
-        for part in ("train", "val", "test"):
-            row[f"{part}_accuracy"] = scores[part].accuracy if part in scores else None
-        best = scores.get("test") or scores.get("val")
-        row["interval_95"] = list(best.interval) if best else None
-        row["seconds_cold"] = round(self.seconds_cold, 3)
-        row["seconds_warm"] = round(self.seconds_warm, 3)
-        row["parameters"] = self.result.parameters
-        return row
-
-
-@dataclass(frozen=True, eq=False)
 class Comparison:
-    """All routes over one split.
+    """All routes over the same rows.
 
     Attributes
     ----------
-    images : str
+    results : Results
+        As in ``results.json``.
     split : Split
-    classes : dict of str to int
-        Images of each class.
-    routes : list of Route
-        Best first: by test accuracy where there are test rows, else by validation accuracy.
+    rounds : Rounds
     caches : dict of str to Path
-        The feature cache of each backbone, as it was written.
+        A feature cache of each backbone, by its name as it was given.
+    held : dict of str to Held
+        By the routes' names: what fits that had not seen them say of the scored images.
     """
 
-    images: str
+    results: Results
     split: Split
-    classes: dict[str, int]
-    routes: list[Route]
+    rounds: Rounds
     caches: dict[str, Path]
+    held: dict[str, Held]
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
-        return {
-            "images": self.images,
-            "classes": self.classes,
-            "split": {
-                "origin": self.split.origin,
-                **{name: len(rows) for name, rows in self.split.parts().items()},
-            },
-            "routes": [{**route.row(), **route.result.to_dict()} for route in self.routes],
-        }
-
-    def save(self, folder: str | Path) -> None:
-        """Write ``compare.json`` and ``compare.csv``."""
-        folder = Path(folder)
-        save_json(folder / "compare.json", self.to_dict())
-        with (folder / "compare.csv").open(
-            "w", encoding="utf-8", errors="surrogateescape", newline=""
-        ) as file:
-            rows = []
-            for route in self.routes:
-                row = route.row()
-                low, high = row.pop("interval_95") or (None, None)
-                rows.append({**row, "interval_95_low": low, "interval_95_high": high})
-            writer = csv.DictWriter(file, fieldnames=list(rows[0]))
-            writer.writeheader()
-            writer.writerows(rows)
+        return self.results.to_dict()
 
 
 def compare_routes(
     images: str | Path | ImageSource,
-    backbones: Sequence[str | Backbone],
+    backbones: Sequence[str | Backbone] = (),
     heads: Sequence[str] = ("linear",),
     out: str | Path = "featpipe-compare",
     scratch: bool = True,
     extract: ExtractSettings | None = None,
-    train: TrainSettings | None = None,
+    settings: CompareSettings | None = None,
     scratch_settings: ScratchSettings | None = None,
     image_settings: ImageSettings | None = None,
     on_progress: Callable[[str], Progress] | None = None,
+    routes: Sequence[Route] = (),
 ) -> Comparison:
-    """Compare a CNN from scratch, raw pixels, and every backbone with every head.
+    """Compare routes on the same rows: each fold trains, selects and scores by the same ones.
+
+    What is finished is kept in `out` and not run again; a training that was interrupted goes on.
 
     Parameters
     ----------
     images : str, Path or ImageSource
     backbones : sequence of str or Backbone
-        ``[source:]name[@weights]``; ``pixels`` always runs along.
+        ``[source:]name[@weights]``, each with every head; ``pixels`` then runs along.
     heads : sequence of str
     out : str or Path
-        Folder for the feature caches (kept, and used again), ``compare.json`` and
-        ``compare.csv``.
+        Folder for the feature caches, what is finished, ``split.csv``, ``results.json`` and
+        ``results.csv``.
     scratch : bool
-        Whether to train a CNN from pixels.
-    extract, train, scratch_settings, image_settings
-        Settings of each stage. ``extract.layer`` and ``extract.pool`` hold for every
-        backbone but ``pixels``.
+        With `backbones`, whether to train a CNN from pixels, too.
+    extract, settings, scratch_settings, image_settings
+        ``extract.layer`` and ``extract.pool`` hold for every one of `backbones`.
     on_progress : callable
-        Given a route's name, returns the `Progress` to report to.
+        Given what is being done, returns the `Progress` to report to.
+    routes : sequence of Route
+        More of them, as `featpipe.routes.read_routes` gives them.
 
     Returns
     -------
     Comparison
-        Every route saw the same training, validation and test rows: those that every route
-        can use. Interrupted while the CNN was trained, the next call goes on with it; its
-        seconds are then of the last call alone, and its conditions say so.
+
+    Raises
+    ------
+    RouteError
+        If there is no route, two are the same, or none could be run.
+    SplitError
+        If the labels do not allow the folds.
     """
-    extract, train = extract or ExtractSettings(), train or TrainSettings()
-    if train.folds or train.leave_one_group_out or train.separator:
-        raise SettingsError(
-            "compare takes one split and one class an image: no folds, no separator."
-        )
+    extract, settings = extract or ExtractSettings(), settings or CompareSettings()
+    loaded = {str(one): one for one in backbones if isinstance(one, Backbone)}
+    simple = simple_routes(backbones, heads, scratch, extract, scratch_settings)
+    every = settled([*routes, *simple], settings, loaded)
     source = open_images(images, image_settings)
+    targets = targets_of(source.table)
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
-    files: dict[str, Path] = {}
-    with ExitStack() as stack:
-        caches: dict[str, FeatureCache] = {}
-        for backbone in [*backbones, "pixels"]:
-            name = str(backbone)
-            if name in caches:
-                continue
-            settings = extract
-            if parse_backbone(name)[0] == "pixels":
-                settings = replace(extract, layer=(), pool="auto", weights=None, input_size=None)
-            files[name] = folder / f"features-{_slug(name)}.h5"
-            progress = on_progress(name) if on_progress else None
-            cache = extract_features(source, backbone, files[name], settings, on_progress=progress)
-            caches[name] = stack.enter_context(cache)
-        usable = np.logical_and.reduce([cache.ok for cache in caches.values()])
-        split = split_rows(source.table, train, usable)
-        routes = _transfer_routes(caches, heads, split, train)
-        images = caches["pixels"].digests.tobytes().hex()
-    with checkpointing(folder / "unfinished", images) as kept:
-        if scratch:
-            routes.append(_scratch_route(source, split, train, scratch_settings, on_progress))
-    routes.sort(key=_merit, reverse=True)
-    comparison = Comparison(source.location, split, source.table.class_counts(), routes, files)
-    comparison.save(folder)
-    kept.clear()
-    return comparison
+    with SharedFeatures(source, folder, loaded) as features:
+        wanted = {route.name: wanted_by(route, extract) for route in every}
+        for one in together(filter(None, wanted.values())):
+            features.compute(one, on_progress)
+        runner = Runner(Ground(source, targets, settings), folder, features, on_progress)
+        stage = _Stage(runner, source, settings, every, wanted, extract)
+        with runner:
+            return stage.run(folder)
 
 
-def _transfer_routes(
-    caches: dict[str, FeatureCache], heads: Sequence[str], split: Split, train: TrainSettings
+def simple_routes(
+    backbones: Sequence[str | Backbone],
+    heads: Sequence[str],
+    scratch: bool,
+    extract: ExtractSettings,
+    scratch_settings: ScratchSettings | None = None,
 ) -> list[Route]:
-    routes = []
-    for name, title in _titles(caches).items():
-        cache = caches[name]
-        for head in heads:
-            for layer in cache.spec.layers if train.layer is None else [train.layer]:
-                log.info("Training %s on %s.", head, title)
-                at = f" {layer}" if len(cache.spec.layers) > 1 else ""
-                unfitted = build_head(head, train, {})
-                _, result = fit_and_score(cache, cache.layer(layer), split, head, unfitted, train)
-                cold = float(cache.conditions["seconds"]) + result.seconds
-                routes.append(Route(f"{title}{at} + {head}", result, cold, result.seconds))
-    return routes
+    """Every backbone with every head and layer, pixels, and a CNN from scratch."""
+    found: list[Route] = []
+    if not backbones:
+        return found
+    for backbone in dict.fromkeys([*map(str, backbones), "pixels"]):
+        pixels = backbone == "pixels"
+        for head in dict.fromkeys(heads):
+            for layer in [None] if pixels else extract.layer or [None]:
+                kind = "pixels" if pixels else "tail" if head == "tail" else "head"
+                found.append(Route("", kind, backbone, layer, head))
+    if scratch:
+        given = asdict(scratch_settings or ScratchSettings())
+        options = {name: value for name, value in given.items() if value not in (None, ())}
+        found.append(Route("", "scratch", options=options))
+    return found
 
 
-def _titles(caches: dict[str, FeatureCache]) -> dict[str, str]:
-    """Short names where they are unambiguous, else with the weights."""
-    short = {}
-    for name, cache in caches.items():
-        source, model, _ = parse_backbone(name)
-        prefix = "" if source in (DEFAULT_SOURCE, model) else f"{source}:"
-        random = " (random weights)" if cache.spec.random_weights else ""
-        short[name] = f"{prefix}{model}{random}"
-    several = Counter(short.values())
-    return {name: title if several[title] == 1 else name for name, title in short.items()}
+def settled(
+    routes: Sequence[Route], settings: CompareSettings, loaded: dict[str, Backbone]
+) -> list[Route]:
+    """The routes of a comparison, checked and named.
+
+    Raises
+    ------
+    RouteError
+        If there is none, or one has more candidates than all may have.
+    """
+    if not routes:
+        raise RouteError(
+            "There is nothing to compare: name a --backbone, a --route, or a file of --routes."
+        )
+    every = named([checked(route) for route in routes], loaded)
+    for route in every:
+        count = len(route.candidates)
+        if count > settings.select_budget:
+            raise RouteError(
+                f"{route.name} has {count} candidates, more than the {settings.select_budget} that "
+                "each route may choose among: shorten its sweep, or raise --select-budget."
+            )
+        selects = settings.val > 0 or settings.split not in ("auto", "random")
+        if count > 1 and not selects:
+            raise RouteError(
+                f"{route.name} has {count} candidates, and no rows to choose among them: give "
+                "--val above 0."
+            )
+    return every
 
 
-def _scratch_route(
-    source: ImageSource,
-    split: Split,
-    train: TrainSettings,
-    settings: ScratchSettings | None,
-    on_progress: Callable[[str], Progress] | None,
-) -> Route:
-    settings = settings or ScratchSettings()
-    options = options_of(settings)
-    two_layer = settings.network == "two-layer"
-    name = "CNN from scratch" if two_layer else f"{settings.network} from scratch"
-    described = (f"{key.replace('_', ' ')} {value}" for key, value in options.items())
-    log.info("Training the CNN from scratch: %s.", ", ".join(described))
-    progress = on_progress(name) if on_progress else None
+class _Stage:
+    """A comparison while it runs."""
 
-    def report(row: dict[str, float]) -> None:
-        if progress:
-            progress(int(row["epoch"]), options["epochs"])
+    def __init__(
+        self,
+        runner: Runner,
+        source: ImageSource,
+        settings: CompareSettings,
+        routes: list[Route],
+        wanted: dict[str, Wanted | None],
+        extract: ExtractSettings,
+    ) -> None:
+        self.runner, self.source, self.settings = runner, source, settings
+        self.routes, self.wanted, self.extract = routes, wanted, extract
+        table = source.table
+        self.targets = runner.ground.targets
+        self.groups = row_groups(table, settings.group)
+        digests, _, _ = scan(source, extract.workers or available_cores())
+        text = json.dumps([table.ids.tolist(), table.classes, self.targets.values.tolist()])
+        content = digests.tobytes() + text.encode("utf-8", "surrogatepass")
+        runner.content = hashlib.blake2b(content, digest_size=16).hexdigest()
+        self.usable = runner.usable(routes, wanted)
+        self.split = split_rows(table, settings.rows, self.usable)
+        assert table.labels is not None
+        strata = Strata(table.labels, table.classes, self.groups)
+        self.rounds = make_rounds(self.split, strata, settings.val, settings.seed)
+        self.held: dict[str, Held] = {}
+        self.found: dict[str, RouteResult] = {}
 
-    begun = time.perf_counter()
-    _, result = train_from_scratch(source, split, settings, train, report)
-    return Route(name, result, time.perf_counter() - begun, result.seconds)
+    def run(self, folder: Path) -> Comparison:
+        """All routes; what is known is written after each."""
+        save_split(self.split, self.source.table, folder / "split.csv")
+        errors: list[BaseException] = []
+        results = self.results()
+        for route in self.routes:
+            try:
+                standing = self.runner.run(route, self.wanted[route.name], self.rounds)
+            except Exception as error:  # the others go on
+                log.warning("%s failed: %s", route.name, error)
+                reason = str(error) or type(error).__name__
+                self.found[route.name] = RouteResult(
+                    route.name, route.kind, "failed", reason, route.backbone, route.layer,
+                    route.head, dict(route.options),
+                )  # fmt: skip
+                errors.append(error)
+            else:
+                held = held_out(standing.trials, self.rounds, self.targets)
+                self.held[route.name] = held
+                self.found[route.name] = outcome(standing, self.rounds, self.targets, held)
+            results = self.results()
+            results.save(folder)
+        if not self.held:
+            if len(errors) == 1:
+                raise errors[0]
+            raise RouteError(
+                "None of the routes could be run: "
+                + "; ".join(f"{one.name}: {one.reason}" for one in results.routes)
+            )
+        return Comparison(
+            results, self.split, self.rounds, self.runner.files(self.wanted), self.held
+        )
+
+    def results(self) -> Results:
+        """Everything that is known until now."""
+        table, classes = self.source.table, self.source.table.class_counts()
+        parts = np.full(len(table), "", dtype=object)
+        for name, rows in self.split.parts().items():
+            parts[rows] = name
+        groups = None
+        if self.groups is not None:
+            groups = ["" if str(one).startswith(ALONE) else str(one) for one in self.groups]
+        assert table.labels is not None
+        routes = self._ranked()
+        device = choose_device(self.settings.device)
+        return Results(
+            title=Path(self.source.location).name or self.source.location,
+            created=datetime.now(UTC).isoformat(timespec="seconds"),
+            images=Images(
+                self.source.location,
+                len(table),
+                int((~self.usable & table.labelled).sum()),
+                classes,
+            ),
+            design=self._design(),
+            items=Items(
+                [str(name) for name in table.ids], table.labels.tolist(), groups, parts.tolist()
+            ),
+            routes=routes,
+            verdict=verdict(routes, self.rounds.part),
+            machine=machine_facts(device),
+        )
+
+    def _design(self) -> dict[str, Any]:
+        settings = {**asdict(self.settings), "budgets": [*self.settings.budgets, None]}
+        ranking = self.rounds.ranking
+        return {
+            **settings,
+            "origin": self.split.origin,
+            "ranked_by": self.rounds.part,
+            "rows": {name: len(rows) for name, rows in self.split.parts().items()},
+            "of_each_fold": {
+                name: float(np.mean([len(getattr(one, name)) for one in ranking]))
+                for name in ("fit", "select", "scored")
+            },
+            "standardised_by": "all training rows, without their labels, where a head wants that",
+            "pending": [one.name for one in self.routes if one.name not in self.found],
+        }
+
+    def _ranked(self) -> list[RouteResult]:
+        """Finished routes, best first, with their differences to the best; then the others."""
+        done = [one for one in self.found.values() if one.finished]
+        failed = [one for one in self.found.values() if not one.finished]
+        done.sort(key=_merit)
+        if not done:
+            return failed
+        right = np.stack([self.held[one.name].right for one in done])
+        rounds, targets = self.rounds, self.targets
+        folds = np.array([one.folds.accuracy or [_accuracy(one)] for one in done])
+        rows = self.held[done[0].name].rows
+        groups = None if self.groups is None else self.groups[rows]
+        apart = differences(right, folds, rounds.test_share, 0, groups, self.settings.seed)
+        assert len(targets.values)
+        return [*(replace(one, difference=d) for one, d in zip(done, apart, strict=True)), *failed]
 
 
-def _merit(route: Route) -> float:
-    scores = route.result.scores
-    return (scores.get("test") or scores.get("val") or scores["train"]).accuracy
+def _accuracy(route: RouteResult) -> float:
+    assert route.accuracy is not None
+    return route.accuracy.value
 
 
-def _slug(name: str) -> str:
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-")
+def _merit(route: RouteResult) -> tuple[float, float, str]:
+    """The most accurate first; of equal ones the surest probabilities, then by name."""
+    assert route.reliability is not None
+    losses = route.folds.log_loss
+    loss = float(np.mean(losses)) if losses else 0.0
+    return -round(_accuracy(route), 12), loss, route.name

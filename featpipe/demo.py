@@ -17,7 +17,12 @@ from featpipe.errors import WeightsError
 from featpipe.extract import Progress
 from featpipe.images import ImageSource, open_images
 from featpipe.report.plots import plot_curves, plot_grid
-from featpipe.settings import ExtractSettings, ScratchSettings, TrainSettings
+from featpipe.settings import (
+    CompareSettings,
+    ExtractSettings,
+    ScratchSettings,
+    TrainSettings,
+)
 from featpipe.table import ImageTable
 from featpipe.train import train_head
 
@@ -36,7 +41,7 @@ def run_demo(
 ) -> Comparison:
     """Write the digits as PNGs, compare the routes, train a classifier, predict a grid.
 
-    Everything is left in `folder`: ``digits/``, the feature caches, ``compare.json`` and
+    Everything is left in `folder`: ``digits/``, the feature caches, ``results.json`` and
     ``.csv``, ``classifier.safetensors``, ``curves.png`` and ``grid.png``.
 
     Returns
@@ -59,7 +64,6 @@ def run_demo(
     except WeightsError:  # the connection was lost after all
         backbone = load_backbone(BACKBONE, "random", input_size=SIDE)
     extract = ExtractSettings(layer=(LAYER,), pool="avg", input_size=SIDE)
-    train = TrainSettings()
     source = open_images(folder / "digits")
     comparison = compare_routes(
         source,
@@ -67,11 +71,11 @@ def run_demo(
         ("linear", "sklearn-logistic"),
         folder,
         extract=extract,
-        train=train,
+        settings=CompareSettings(folds=0, budgets=()),
         scratch_settings=ScratchSettings(input_size=SIDE),
         on_progress=on_progress,
     )
-    classifier, result = train_head(comparison.caches[str(backbone)], "linear", train)
+    classifier, result = train_head(comparison.caches[str(backbone)], "linear", TrainSettings())
     classifier.save(folder / "classifier.safetensors")
     result.save(folder / "result.json")
     plot_curves(

@@ -21,6 +21,8 @@
     ├── DiskSpaceError
     ├── SplitError              rows cannot be divided as asked
     ├── HeadError               the head cannot be trained on these rows
+    ├── RouteError              a route of a comparison is not described as it must be
+    ├── ResultsError            results of a comparison cannot be read
     └── ClassifierError         the artefact does not match or cannot be read
 
 Every error that a user can cause derives from `FeatpipeError`; its message says what is
@@ -107,3 +109,11 @@ class HeadError(FeatpipeError, ValueError):
 
 class ClassifierError(FeatpipeError):
     """The classifier file cannot be read, or does not match what it is used with."""
+
+
+class RouteError(FeatpipeError):
+    """A route of a comparison is not described as it must be."""
+
+
+class ResultsError(FeatpipeError):
+    """Results of a comparison cannot be read."""

@@ -1,7 +1,11 @@
 """Images as mini-batches of pixels: decoded once, changed a little each time they are seen."""
 
 import math
+import tempfile
+import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from shutil import disk_usage
@@ -120,3 +124,48 @@ def decode_rows(
 
     with ThreadPoolExecutor(available_cores()) as pool:
         return pixels, list(pool.map(decode_into, range(len(rows))))
+
+
+@dataclass
+class Decoded:
+    """Images as pixels in a temporary file, that several trainings may share.
+
+    Attributes
+    ----------
+    rows : int array, ascending
+        Of the source.
+    pixels : uint8 array, shape (n, side, side, 3)
+    reasons : list of str
+        Why an image could not be decoded; empty where it was.
+    preprocessing : Preprocessing
+    seconds : float
+        Reading and decoding.
+    """
+
+    rows: np.ndarray
+    pixels: np.ndarray
+    reasons: list[str]
+    preprocessing: Preprocessing
+    seconds: float
+
+
+@contextmanager
+def decoding(
+    images: ImageSource, rows: np.ndarray, preprocessing: Preprocessing
+) -> Iterator[Decoded]:
+    """Decode rows into a file that the system pages in and out, and take it away afterwards.
+
+    Raises
+    ------
+    DiskSpaceError
+        If the disk of temporary files would not hold the pixels.
+    """
+    begun = time.perf_counter()
+    with tempfile.TemporaryDirectory(prefix="featpipe-", ignore_cleanup_errors=True) as folder:
+        pixels, reasons = decode_rows(images, rows, preprocessing, Path(folder, "pixels"))
+        made = Decoded(rows, pixels, reasons, preprocessing, time.perf_counter() - begun)
+        del pixels
+        try:
+            yield made
+        finally:  # with its file, which could not be taken away else
+            made.pixels = np.empty(0, np.uint8)

@@ -24,6 +24,7 @@ from featpipe.leakage import Gap, by_group, leak_of, measure_gap
 from featpipe.loading import scan
 from featpipe.recipes import AS_PUBLISHED, Fault, Probe, Recipe, Route, Rung, Way
 from featpipe.report.plots import plot_curves, plot_grid
+from featpipe.report.training import save_report
 from featpipe.result import Result
 from featpipe.scratch import options_of, train_from_scratch
 from featpipe.settings import ExtractSettings, ScratchSettings
@@ -213,6 +214,7 @@ class Runner:
         title: str,
     ) -> tuple[Step, Result]:
         table, file = self.source.table, folder / "split.csv"
+        drawn = f"{title} ({loaded.title})" if loaded else title
         classifier: Classifier | None = None
         extracting = 0.0
         if isinstance(way.learn, Probe):
@@ -230,11 +232,12 @@ class Runner:
                     **way.learn.options,
                 )
                 extracting = float(cache.conditions["seconds"])
+                save_report(folder, result, classifier.classes, cache, drawn, part=way.scored)
         else:
             split = self._split(way)
             save_split(split, table, file)
             result = self._from_scratch(way, way.learn, split)
-        drawn = f"{title} ({loaded.title})" if loaded else title
+            save_report(folder, result, table.classes, self.source, drawn, part=way.scored)
         self._draw(classifier, result, split, way.scored, loaded, folder, drawn)
         scores, ids = result.scores[way.scored], table.ids
         rows = split.train if way.scored == "folds" else split.parts()[way.scored]

@@ -1,11 +1,10 @@
 """The opponent: a network trained from pixels, beginning with random weights."""
 
 import logging
-import tempfile
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,7 +21,7 @@ from featpipe.errors import BackboneError, ImagesError, SettingsError
 from featpipe.images import ImageSource
 from featpipe.metrics import MultilabelScores, Scores, score, score_multilabel
 from featpipe.network_file import TrainedNetwork
-from featpipe.pixel_rows import CropFlip, PixelRows, decode_rows
+from featpipe.pixel_rows import CropFlip, Decoded, PixelRows, decoding
 from featpipe.preparation import check_classes, check_rows
 from featpipe.result import Result
 from featpipe.settings import ScratchSettings, TrainSettings
@@ -62,6 +61,7 @@ def train_from_scratch(
     on_epoch: Callable[[dict[str, float]], None] | None = None,
     augment: Augment | None = None,
     preprocessing: Preprocessing | None = None,
+    decoded: Decoded | None = None,
 ) -> tuple[TrainedNetwork, Result]:
     """Train a network on the pixels of the training rows.
 
@@ -87,6 +87,9 @@ def train_from_scratch(
         device, and draws from torch's global generator.
     preprocessing : Preprocessing
         In place of the network's own, at its input size. A file of the network would not know it.
+    decoded : Decoded
+        Pixels that are there already, by this preprocessing, of all rows of the split; see
+        `featpipe.pixel_rows.decoding`.
 
     Returns
     -------
@@ -114,6 +117,11 @@ def train_from_scratch(
     settings, train = settings or ScratchSettings(), train or TrainSettings()
     if train.folds or train.leave_one_group_out:
         raise SettingsError("A network from scratch takes one split: leave the folds out.")
+    if train.leaks and split is None:
+        raise SettingsError(
+            f"leaks is {train.leaks}, and a network from scratch has no features to find copies "
+            "by: make a split with featpipe split --leaks, of features, and give it as --split."
+        )
     options, kept = options_of(settings), checkpoint.present()
     targets = targets_of(images.table, train.separator)
     architecture = Architecture(
@@ -123,12 +131,12 @@ def train_from_scratch(
     device = torch.device(choose_device(train.device))
     network = _runnable(seeded(train.seed, architecture.build), architecture).to(device)
     network = network.to(memory_format=torch.channels_last)
-    begun = time.perf_counter()
-    # Pixels live in a file that the system pages in and out, not in this process's memory.
-    with tempfile.TemporaryDirectory(prefix="featpipe-", ignore_cleanup_errors=True) as folder:
-        rows = _rows(split, targets)
-        plain = preprocessing or architecture.preprocessing()
-        pixels, reasons = decode_rows(images, rows, plain, Path(folder, "pixels"))
+    plain = preprocessing or architecture.preprocessing()
+    with ExitStack() as stack:
+        if decoded is None:
+            decoded = stack.enter_context(decoding(images, _rows(split, targets), plain))
+        rows, reasons = decoded.rows, decoded.reasons
+        decode_seconds, begun = decoded.seconds, time.perf_counter()
         split = split or _make_split(images, rows, reasons, targets, train)
         check_classes(targets, split)
         check_rows(targets, split, train, (), ())
@@ -138,9 +146,7 @@ def train_from_scratch(
                 raise ImagesError(
                     f"{images.table.ids[rows[place]]} cannot be used: {reasons[place]}."
                 )
-        decode_seconds, begun = time.perf_counter() - begun, time.perf_counter()
-        X = PixelRows(torch.from_numpy(pixels), plain, device)
-        del pixels
+        X = PixelRows(torch.from_numpy(decoded.pixels), plain, device)
         places = {name: np.searchsorted(rows, some) for name, some in split.parts().items()}
         recipe = _recipe(options, device, train.seed)
         chosen = augment or (CropFlip() if options["augment"] else None)
@@ -156,11 +162,13 @@ def train_from_scratch(
                 augment=chosen,
                 on_epoch=on_epoch,
             )
+        predicting = time.perf_counter()
         logits = {
             name: logits_of(network, X, torch.from_numpy(some), recipe.precision).double()
             for name, some in places.items()
         }
-        del X  # with its file, which could not be taken away else
+        predict_seconds = (time.perf_counter() - predicting) / len(wanted)
+        del X  # with the file of its pixels, which could not be taken away else
     scores, calibration, proba = _scored(logits, targets, split, train)
     seconds = time.perf_counter() - begun
     options |= {"widths": list(options["widths"]), "precision": recipe.precision}
@@ -174,6 +182,7 @@ def train_from_scratch(
         },
         "train_counts": _counts(targets, split),
         "decode_seconds": decode_seconds,
+        "predict_seconds": predict_seconds,
         "resumed": bool(kept and kept.resumed),
         "machine": machine_facts(str(device)),
     }  # fmt: skip

@@ -180,6 +180,13 @@ class TrainSettings(_Checked):
         "is the group.",
         metavar="auto|none|REGEX",
     )
+    leaks: str | None = option(
+        None,
+        "Images that are there twice, be it re-encoded, resized or mirrored: group keeps them on "
+        "one side of every split, drop keeps one of each, keep only warns; the pictures are looked "
+        "at before anything is trained [default: they are not looked for].",
+        ("group", "drop", "keep"),
+    )
     folds: int = option(
         0, "Folds of the training rows, each of which validates once; 0: none.", minimum=0
     )
@@ -308,3 +315,77 @@ class ScratchSettings(_Checked):
         minimum=4,
         maximum=4096,
     )
+
+
+@dataclass(frozen=True)
+class CompareSettings(_Checked):
+    """How routes are compared: all of them on the same rows, folds and seeds."""
+
+    folds: int = option(
+        5, "Folds of the training rows, each of which is scored once; 0: one split.", minimum=0
+    )
+    repeats: int = option(1, "Times that the folds are made anew.", minimum=1, maximum=1000)
+    split: str = option(
+        "auto",
+        "given: the source's own train/val/test; random: a seeded one; auto: given where there "
+        "is one; a file as featpipe split writes it, with the columns id and part.",
+        metavar="auto|given|random|FILE",
+    )
+    val: float = option(
+        0.2, "Share of each fold's training rows that selects epochs and candidates."
+    )
+    test: float = option(0.0, "Share of the rows that selects nothing and is scored once.")
+    group: str = option(
+        "auto",
+        "Rows of one group stay on one side: auto takes the groups of the images, none ignores "
+        "them, anything else is a regular expression whose first group in the id is the group.",
+        metavar="auto|none|REGEX",
+    )
+    select: str = option(
+        "accuracy",
+        "What chooses among a route's candidates, on rows that are not scored.",
+        ("accuracy", "balanced_accuracy", "log_loss"),
+    )
+    select_budget: int = option(
+        20, "Candidates that a route may choose among, the same for all routes.", minimum=1
+    )
+    budgets: tuple[int, ...] = option(
+        (1, 2, 5, 10, 20, 50),
+        "Labelled images a class, of which each route's curve is made; all of them come last.",
+        metavar="N,N,...",
+    )
+    network_budgets: bool = option(
+        False,
+        "Label budgets of networks that are trained, too (from scratch, fine-tuned): a training "
+        "for each size and fold.",
+    )
+    seed: int = option(
+        0, "Seed of the split, the initial weights and the batches.", minimum=0, maximum=SEEDS
+    )
+    device: str = option("auto", "auto, cpu, cuda, cuda:1, mps.")
+    memory: float | None = option(
+        None,
+        "GiB that features may take; larger ones are read block by block, by linear, mlp, "
+        "logistic and tail [default: a quarter of the machine's].",
+        minimum=1e-6,
+        maximum=1e9,
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.folds == 1:
+            raise SettingsError("folds is 1; it must be 0, for one split, or at least 2.")
+        if not self.folds and self.repeats > 1:
+            raise SettingsError(
+                f"repeats is {self.repeats}, but there are no folds to repeat: give folds, or "
+                "leave repeats out."
+            )
+        if any(size < 1 for size in self.budgets):
+            raise SettingsError(f"budgets are {self.budgets}; each is at least 1 image a class.")
+
+    @property
+    def rows(self) -> TrainSettings:
+        """How rows are divided, as stage two has it."""
+        same = ("split", "test", "group", "folds", "repeats", "select", "seed", "device", "memory")
+        given = {name: getattr(self, name) for name in same}
+        return TrainSettings(**given, val=0.0 if self.folds else self.val)

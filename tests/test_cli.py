@@ -111,6 +111,10 @@ def test_the_whole_pipeline_as_a_user_runs_it(tmp_path: Path) -> None:
     assert trained.returncode == 0, trained.stderr
     made = tmp_path / "shapes-pixels-linear"
     assert {path.name for path in made.iterdir()} == {
+        "report.html",
+        "results.json",
+        "results.csv",
+        "thumbnails",
         "classifier.safetensors",
         "result.json",
         "curves.json",
@@ -149,9 +153,10 @@ def test_json_is_one_document_and_nothing_else_is_on_stdout(run: Run, tmp_path: 
     predicted = document("predict", run.classifier, SHAPES)
     assert len(predicted["predictions"]) == 36
     compared = document(
-        "compare", SHAPES, "-b", "pixels", "--no-scratch", "-o", tmp_path / "c", "--device", "cpu"
+        *("compare", SHAPES, "-b", "pixels", "--no-scratch", "-o", tmp_path / "c"),
+        *("--device", "cpu", "--folds", 2, "--budgets", ""),
     )
-    assert [route["route"] for route in compared["routes"]] == ["pixels + linear"]
+    assert [route["name"] for route in compared["routes"]] == ["pixels + linear"]
 
 
 def test_text_names_what_was_made(run: Run, tmp_path: Path) -> None:
@@ -372,12 +377,15 @@ def test_compare_writes_its_routes_as_csv_and_json(tmp_path: Path) -> None:
     result = invoke(
         *("compare", DATA / "shapes.csv", "--root", SHAPES, "-b", NET, "--input-size", 64),
         *("--scratch-epochs", 1, "--scratch-input-size", 32, "-o", out, "--device", "cpu"),
+        *("--folds", 3, "--route", "pixels=centroid"),
     )
     wanted = {"CNN from scratch", "pixels + linear", "squeezenet1_1 (random weights) + linear"}
-    with (out / "compare.csv").open(encoding="utf-8", newline="") as file:
+    wanted |= {"pixels + centroid"}
+    with (out / "results.csv").open(encoding="utf-8", newline="") as file:
         assert {row["route"] for row in csv.DictReader(file)} == wanted
-    document = json.loads((out / "compare.json").read_text(encoding="utf-8"))
-    assert {route["route"] for route in document["routes"]} == wanted
+    document = json.loads((out / "results.json").read_text(encoding="utf-8"))
+    assert {route["name"] for route in document["routes"]} == wanted
+    assert document["verdict"]["sentences"][0] in result.stdout
     assert all(name in result.stdout for name in wanted)
     assert "random weights" in result.stderr
 

@@ -198,6 +198,9 @@ def test_a_sweep_over_layers_and_folds_prints_every_candidate_and_marks_the_best
         ]
     assert f"Saved in {out}" in text
     assert {path.name for path in out.iterdir()} == {
+        "report.html",
+        "results.json",
+        "results.csv",
         "classifier.safetensors",
         "result.json",
         "split.csv",

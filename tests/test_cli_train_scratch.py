@@ -24,6 +24,7 @@ from featpipe.weights import read_tensors
 
 TINY = ("--network", "small", "--widths", "4,6", "--input-size", 16, "--device", "cpu")
 FILES = {
+    "report.html", "results.json", "results.csv", "thumbnails",
     "network.safetensors", "result.json", "split.csv", "curves.json", "curves.png",
     "reliability.png",
 }  # fmt: skip

@@ -1,32 +1,38 @@
-"""The comparison: every route on the same rows, by the same clock."""
+"""The comparison: every route on the same rows, by the same clock, kept and gone on with."""
 
 import csv
 import json
+import logging
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from featpipe import checkpoint
+from featpipe import trials
 from featpipe.compare import Comparison, compare_routes
+from featpipe.errors import RouteError, SplitError
 from featpipe.images import open_images
-from featpipe.result import Result
+from featpipe.results import Results
+from featpipe.route_results import RouteResult
+from featpipe.routes import parse_route
 from featpipe.settings import (
+    CompareSettings,
     ExtractSettings,
     ImageSettings,
     ScratchSettings,
-    TrainSettings,
 )
 
 DATA = Path(__file__).parents[1] / "data"
 NET = "squeezenet1_1@random"
 EXTRACT = ExtractSettings(input_size=64)
-TRAIN = TrainSettings(device="cpu")
+SETTINGS = CompareSettings(folds=3, budgets=(1, 2), device="cpu")
 SCRATCH = ScratchSettings(epochs=2, input_size=32)
 HEADS = ("linear", "sklearn-logistic")
+LINES = ("scratch=two-layer epochs=2 input_size=32 seed=1", "pixels=centroid", "pixels=knn")
+TIMES = {"seconds", "created", "images_per_second", "cost", "peak_bytes", "verdict", "peak",
+         "decode_seconds", "predict_seconds", "extraction_seconds", "resumed"}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -35,39 +41,37 @@ def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("compare")
 
 
+def simple(out: Path, **changed: Any) -> Comparison:
+    """All routes of the simple call over the sample images with their given split."""
+    given = {
+        "extract": EXTRACT,
+        "settings": SETTINGS,
+        "scratch_settings": SCRATCH,
+        "image_settings": ImageSettings(root=str(DATA / "shapes")),
+    }
+    return compare_routes(DATA / "shapes.csv", [NET], HEADS, out, **{**given, **changed})
+
+
 @pytest.fixture(scope="module")
 def comparison(out: Path) -> Comparison:
-    """All routes over the sample images with their given split."""
-    return compare_routes(
-        DATA / "shapes.csv",
-        [NET],
-        HEADS,
-        out,
-        extract=EXTRACT,
-        train=TRAIN,
-        scratch_settings=SCRATCH,
-        image_settings=ImageSettings(root=str(DATA / "shapes")),
-    )
+    """The simple call."""
+    return simple(out)
 
 
-@pytest.fixture(scope="module")
-def damaged(tmp_path_factory: pytest.TempPathFactory) -> Comparison:
-    """The sample images with one file cut in half."""
-    folder = tmp_path_factory.mktemp("damaged")
-    shutil.copytree(DATA / "shapes", folder / "shapes")
-    cut = folder / "shapes" / "circle" / "circle_01.jpg"
-    cut.write_bytes(cut.read_bytes()[:300])
-    return compare_routes(
-        folder / "shapes",
-        ["pixels"],
-        out=folder / "out",
-        train=TRAIN,
-        scratch_settings=SCRATCH,
-    )
+def of(found: Comparison, name: str) -> RouteResult:
+    """A route by its name."""
+    return next(route for route in found.results.routes if route.name == name)
+
+
+def without_times(value: Any) -> Any:
+    """Results without what a clock says."""
+    if isinstance(value, dict):
+        return {name: without_times(one) for name, one in value.items() if name not in TIMES}
+    return [without_times(one) for one in value] if isinstance(value, list) else value
 
 
 def test_every_route_is_there_once(comparison: Comparison) -> None:
-    assert sorted(route.name for route in comparison.routes) == sorted(
+    assert sorted(route.name for route in comparison.results.routes) == sorted(
         [
             "CNN from scratch",
             "pixels + linear",
@@ -76,139 +80,321 @@ def test_every_route_is_there_once(comparison: Comparison) -> None:
             "squeezenet1_1 (random weights) + sklearn-logistic",
         ]
     )
+    assert all(route.finished for route in comparison.results.routes)
 
 
 def test_every_route_is_scored_on_the_same_rows(comparison: Comparison) -> None:
-    for route in comparison.routes:
-        scores = route.result.scores
-        assert {name: part.n for name, part in scores.items()} == {
-            "train": 18,
-            "val": 6,
-            "test": 12,
-        }
-        assert route.result.conditions["split"]["origin"] == "as given"
-        for part, rows in comparison.split.parts().items():
-            images = [row["images"] for row in scores[part].per_class]
-            assert images == [len(rows) // 3] * 3
+    train, test = comparison.split.train, comparison.split.test
+    assert len(train) + len(comparison.split.val) == 24
+    assert len(test) == 12
+    for route in comparison.results.routes:
+        assert route.predictions is not None
+        assert route.predictions.rows == train.tolist()
+        assert route.accuracy is not None
+        assert (route.accuracy.part, route.accuracy.n) == ("folds", len(train))
+        assert len(route.folds.accuracy) == 3
+        assert route.test is not None
+        assert route.test["n"] == 12
+    assert comparison.results.design["rows"] == {"train": 24, "test": 12}
 
 
-def test_no_row_is_in_two_parts(comparison: Comparison) -> None:
-    rows = np.concatenate(list(comparison.split.parts().values()))
-    assert sorted(rows) == list(range(36))
+def test_no_scored_row_selects_or_is_fitted_on(comparison: Comparison) -> None:
+    test = set(comparison.split.test.tolist())
+    for one in comparison.rounds.every:
+        parts = [set(rows.tolist()) for rows in (one.fit, one.select, one.scored)]
+        assert len(set.union(*parts)) == sum(map(len, parts))
+        assert one.name == "test" or not test & set.union(*parts)
+    scored = np.concatenate([one.scored for one in comparison.rounds.ranking])
+    assert sorted(scored) == comparison.split.train.tolist()
 
 
-def test_the_best_route_comes_first(comparison: Comparison) -> None:
-    accuracies = [route.result.scores["test"].accuracy for route in comparison.routes]
-    assert accuracies == sorted(accuracies, reverse=True)
+def test_the_best_route_comes_first_and_the_others_are_told_from_it(
+    comparison: Comparison,
+) -> None:
+    best, *others = comparison.results.routes
+    assert comparison.results.verdict.best == best.name
+    assert best.difference is None
+    for route in others:
+        assert route.difference is not None
+        assert route.difference.value <= 0
+        low, high = route.difference.interval_95 or (0, 0)
+        assert low <= route.difference.value <= high
+        assert route.difference.sure == (high < 0)
 
 
-def test_cold_includes_warm(comparison: Comparison) -> None:
-    for route in comparison.routes:
-        assert route.seconds_cold >= route.seconds_warm > 0
+def test_accuracy_is_the_mean_of_the_folds_and_within_its_interval(comparison: Comparison) -> None:
+    for route in comparison.results.routes:
+        assert route.accuracy is not None
+        assert route.accuracy.value == pytest.approx(np.mean(route.folds.accuracy))
+        low, high = route.accuracy.interval_95 or (1, 0)
+        assert 0 <= low <= route.accuracy.value <= high <= 1
+
+
+def test_costs_are_told_for_every_route(comparison: Comparison) -> None:
+    for route in comparison.results.routes:
+        assert route.seconds is not None
+        assert route.seconds.cold == pytest.approx(route.seconds.extract + route.seconds.fit)
+        assert route.seconds.cold > route.seconds.warm > 0
+        assert route.parameters
+        assert route.images_per_second
+        assert route.peak_bytes
+        assert "memory" in route.conditions["peak"]
+        assert route.cost
+        seconds = [point.seconds for point in route.cost]
+        assert seconds == sorted(seconds)
+
+
+def test_heads_have_label_budgets_and_networks_say_why_not(comparison: Comparison) -> None:
+    for route in comparison.results.routes:
+        if route.kind == "scratch":
+            assert route.budget == []
+            assert "--network-budgets" in route.conditions["budget"]
+        else:
+            assert [point.size for point in route.budget] == [1, 2, None]
+
+
+def test_networks_have_label_budgets_where_they_are_asked_for(tmp_path: Path) -> None:
+    settings = CompareSettings(folds=2, budgets=(2,), network_budgets=True, device="cpu")
+    routes = parse_route("scratch=two-layer epochs=1 input_size=32")
+    found = compare_routes(DATA / "shapes", out=tmp_path, settings=settings, routes=routes)
+    assert [point.size for point in found.results.routes[0].budget] == [2, None]
 
 
 def test_the_files_say_what_was_returned(comparison: Comparison, out: Path) -> None:
-    document = json.loads((out / "compare.json").read_text(encoding="utf-8"))
-    assert document == json.loads(json.dumps(comparison.to_dict()))
-    with (out / "compare.csv").open(encoding="utf-8", newline="") as file:
+    assert Results.load(out) == comparison.results
+    with (out / "results.csv").open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
-    assert [row["route"] for row in rows] == [route.name for route in comparison.routes]
-    for row, route in zip(rows, comparison.routes, strict=True):
-        assert float(row["test_accuracy"]) == route.result.scores["test"].accuracy
-        low, high = float(row["interval_95_low"]), float(row["interval_95_high"])
-        assert low <= float(row["test_accuracy"]) <= high
-        assert int(row["parameters"]) == route.result.parameters
+    assert [row["route"] for row in rows] == [route.name for route in comparison.results.routes]
 
 
-def test_cached_features_are_used_again(comparison: Comparison, out: Path) -> None:
+def test_what_is_finished_is_not_run_again(
+    comparison: Comparison, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def never(*_: Any, **__: Any) -> None:
+        raise AssertionError("something ran again")
+
+    for name in ("fit_and_score", "train_from_scratch", "SharedRows"):
+        monkeypatch.setattr(trials, name, never)
     before = {path.name: path.read_bytes() for path in out.glob("*.h5")}
     done: dict[str, int] = {}
-
-    def progress(name: str):
-        return lambda n, total: done.__setitem__(name, n)
-
-    again = compare_routes(
-        DATA / "shapes.csv",
-        [NET],
-        HEADS,
-        out,
-        scratch=False,
-        extract=EXTRACT,
-        train=TRAIN,
-        image_settings=ImageSettings(root=str(DATA / "shapes")),
-        on_progress=progress,
-    )
+    again = simple(out, on_progress=lambda name: lambda n, total: done.__setitem__(name, n))
     assert done == {}  # no image went through a backbone
     assert {path.name: path.read_bytes() for path in out.glob("*.h5")} == before
-    first = {route.name: route.result.to_dict()["scores"] for route in comparison.routes}
-    for route in again.routes:
-        assert route.result.to_dict()["scores"] == first[route.name]
-        # What extraction took is still counted, from the record of when it ran.
-        extraction = route.result.conditions["extraction_seconds"]
-        assert extraction > 0
-        assert route.seconds_cold == pytest.approx(extraction + route.seconds_warm)
+    mine, theirs = again.to_dict(), comparison.to_dict()
+    assert {**mine, "created": ""} == {**theirs, "created": ""}
 
 
-def test_without_scratch_there_is_no_cnn(tmp_path: Path) -> None:
-    found = compare_routes(DATA / "shapes", ["pixels"], out=tmp_path, scratch=False, train=TRAIN)
-    assert [route.name for route in found.routes] == ["pixels + linear"]
+def test_a_route_more_runs_alone(
+    comparison: Comparison, out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(out, tmp_path / "more")
+    run: list[str] = []
+    real = trials.SharedRows
+
+    def counted(*given: Any) -> Any:
+        run.append(type(given[-1]).__module__)
+        return real(*given)
+
+    monkeypatch.setattr(trials, "SharedRows", counted)
+    found = simple(tmp_path / "more", routes=parse_route("pixels=centroid"))
+    assert run == ["featpipe.heads.centroid"]
+    kept = {route.name: without_times(vars(route)) for route in comparison.results.routes}
+    for route in found.results.routes:
+        if route.name in kept:
+            assert route.folds == kept[route.name]["folds"]
 
 
-def test_a_broken_image_is_left_out_of_every_route(damaged: Comparison) -> None:
-    bad = open_images(damaged.images).table.ids.tolist().index("circle/circle_01.jpg")
-    used = np.concatenate(list(damaged.split.parts().values()))
-    assert sorted({*range(36)} - set(used.tolist())) == [bad]
-    assert len(damaged.routes) == 2
-    for route in damaged.routes:
-        assert sum(scores.n for scores in route.result.scores.values()) == 35
+class Stopped(BaseException):
+    """As if the process had been killed."""
 
 
-def test_without_test_rows_the_validation_accuracy_ranks(damaged: Comparison) -> None:
-    accuracies = [route.result.scores["val"].accuracy for route in damaged.routes]
-    assert accuracies == sorted(accuracies, reverse=True)
-    assert all(route.row()["test_accuracy"] is None for route in damaged.routes)
-    assert all(route.row()["interval_95"] for route in damaged.routes)
-
-
-def test_each_of_several_layers_is_a_route(tmp_path: Path) -> None:
-    extract = ExtractSettings(layer=("features.2", "features.12"), pool="avg", input_size=64)
-    found = compare_routes(
-        DATA / "shapes", [NET], out=tmp_path, scratch=False, extract=extract, train=TRAIN
-    )
-    assert {route.name for route in found.routes} == {
-        "squeezenet1_1 (random weights) features.2 + linear",
-        "squeezenet1_1 (random weights) features.12.cat + linear",
-        "pixels + linear",
-    }
-
-
-def test_an_interrupted_cnn_is_gone_on_with(
+def test_killed_at_any_place_it_ends_with_the_same_results(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(checkpoint, "SECONDS", 0.0)
+    routes = [route for line in LINES for route in parse_route(line)]
 
-    def stop(name: str) -> Callable[[int, int], None]:
-        def report(done: int, _: int) -> None:
-            if name == "CNN from scratch" and done == 2:
-                raise KeyboardInterrupt
+    def run(out: Path) -> dict[str, Any]:
+        found = compare_routes(DATA / "shapes", out=out, settings=SETTINGS, routes=routes)
+        return without_times(found.to_dict())
 
-        return report
+    whole = run(tmp_path / "whole")
+    from featpipe import durable
 
-    def run(out: str, on_progress: Callable[[str], Any] | None = None) -> Result:
-        settings = ScratchSettings(epochs=3, input_size=16)
+    real, left = durable.os.replace, 0
+
+    def replace_or_stop(*given: Any) -> None:
+        nonlocal left
+        left -= 1
+        if left == 0:
+            raise Stopped
+        real(*given)
+
+    kills = 0
+    with monkeypatch.context() as patch:
+        patch.setattr(durable.os, "replace", replace_or_stop)
+        for after in (1, 2, 3, 5, 8, 4, 3, 6, 7, 2, 5):
+            left = after
+            try:
+                run(tmp_path / "killed")
+            except Stopped:
+                kills += 1
+    assert kills >= 6
+    assert run(tmp_path / "killed") == whole
+    assert not (tmp_path / "killed" / "unfinished").exists()
+
+
+def test_a_damaged_trial_is_run_again(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    def run() -> dict[str, Any]:
         found = compare_routes(
-            DATA / "shapes", ["pixels"], out=tmp_path / out, train=TRAIN,
-            scratch_settings=settings, on_progress=on_progress,
-        )  # fmt: skip
-        assert not (tmp_path / out / "unfinished").exists()
-        return next(one.result for one in found.routes if one.name == "CNN from scratch")
+            DATA / "shapes", out=tmp_path, settings=SETTINGS, routes=parse_route("pixels=centroid")
+        )
+        return without_times(found.to_dict())
 
-    whole = run("whole")
-    with pytest.raises(KeyboardInterrupt):
-        run("stopped", stop)
-    assert list((tmp_path / "stopped" / "unfinished").iterdir())
-    again = run("stopped")
-    assert again.conditions["resumed"]
-    assert not whole.conditions["resumed"]
-    assert again.curves == whole.curves
-    assert np.array_equal(again.proba["val"], whole.proba["val"])
+    before = run()
+    file = next((tmp_path / "routes").rglob("*.trial"))
+    file.write_bytes(file.read_bytes()[:-1] + b"?")
+    with caplog.at_level(logging.WARNING):
+        assert run() == before
+    assert "its checksum is another" in caplog.text
+
+
+def test_a_failed_route_is_told_and_stops_no_other(tmp_path: Path) -> None:
+    lines = [
+        "backbone=squeezenet1_1@/no/such.pth",
+        "pixels=centroid",
+        "pixels=linear options.lr=1e9",
+    ]
+    routes = [route for line in lines for route in parse_route(line)]
+    found = compare_routes(DATA / "shapes", out=tmp_path, settings=SETTINGS, routes=routes)
+    failed = of(found, "squeezenet1_1 + linear")
+    assert failed.status == "failed"
+    assert "no/such.pth" in failed.reason
+    assert of(found, "pixels + centroid").finished
+    assert found.results.routes[-1].status == "failed"
+    assert "squeezenet1_1 + linear could not be run" in " ".join(found.results.verdict.sentences)
+    assert Results.load(tmp_path) == found.results
+
+
+def test_the_only_route_fails_as_it_is(tmp_path: Path) -> None:
+    from featpipe.errors import WeightsError
+
+    with pytest.raises(WeightsError, match="no/such"):
+        compare_routes(
+            DATA / "shapes", out=tmp_path, settings=SETTINGS,
+            routes=parse_route("backbone=squeezenet1_1@/no/such.pth"),
+        )  # fmt: skip
+
+
+def test_candidates_are_chosen_by_selecting_rows_within_the_budget(tmp_path: Path) -> None:
+    routes = parse_route("pixels=sklearn-logistic sweep.C=0.001,1")
+    settings = CompareSettings(folds=2, budgets=(), device="cpu")
+    found = compare_routes(DATA / "shapes", out=tmp_path, settings=settings, routes=routes)
+    route = found.results.routes[0]
+    assert route.candidates == 2
+    assert len(route.conditions["chosen"]) == 2
+    assert [one["options"] for one in route.conditions["tried"]] == [{"C": 0.001}, {"C": 1}]
+    with pytest.raises(RouteError, match="has 2 candidates, more than the 1"):
+        compare_routes(
+            DATA / "shapes", out=tmp_path, settings=CompareSettings(select_budget=1), routes=routes
+        )
+    with pytest.raises(RouteError, match="no rows to choose among them"):
+        compare_routes(
+            DATA / "shapes", out=tmp_path, settings=CompareSettings(val=0.0), routes=routes
+        )
+
+
+def test_a_network_is_fine_tuned_on_shared_features(tmp_path: Path) -> None:
+    line = f"backbone={NET} input_size=64 cut=features.11 options.epochs=1"
+    settings = CompareSettings(folds=2, budgets=(), device="cpu")
+    routes = [*parse_route(line), *parse_route(line + " seed=3")]
+    found = compare_routes(DATA / "shapes", out=tmp_path, settings=settings, routes=routes)
+    assert {route.kind for route in found.results.routes} == {"finetune"}
+    assert len(list(tmp_path.glob("features-*.h5"))) == 1
+    names = {route.name for route in found.results.routes}
+    assert "squeezenet1_1 (random weights) fine-tuned from features.11 (seed 3)" in names
+
+
+def test_without_folds_one_split_is_scored(tmp_path: Path) -> None:
+    settings = CompareSettings(folds=0, budgets=(), device="cpu")
+    found = simple(tmp_path, settings=settings, scratch=False)
+    for route in found.results.routes:
+        assert route.accuracy is not None
+        assert (route.accuracy.part, route.accuracy.n) == ("test", 12)
+        assert route.folds.accuracy == []
+        assert route.test is not None
+        assert route.test["accuracy"] == route.accuracy.value
+
+
+def test_without_test_rows_the_validation_ranks_and_that_is_said(tmp_path: Path) -> None:
+    settings = CompareSettings(folds=0, budgets=(1,), device="cpu")
+    found = compare_routes(
+        DATA / "shapes", ["pixels"], out=tmp_path, scratch=False, settings=settings
+    )
+    route = found.results.routes[0]
+    assert route.accuracy is not None
+    assert route.accuracy.part == "val"
+    assert "also selected epochs" in " ".join(found.results.verdict.sentences)
+
+
+def test_a_broken_image_is_left_out_of_every_route(tmp_path: Path) -> None:
+    shutil.copytree(DATA / "shapes", tmp_path / "shapes")
+    cut = tmp_path / "shapes" / "circle" / "circle_01.jpg"
+    cut.write_bytes(cut.read_bytes()[:300])
+    for number, routes in enumerate((LINES[:1], LINES[1:2])):
+        found = compare_routes(
+            tmp_path / "shapes",
+            out=tmp_path / f"out{number}",
+            settings=SETTINGS,
+            routes=[one for line in routes for one in parse_route(line)],
+        )
+        bad = open_images(tmp_path / "shapes").table.ids.tolist().index("circle/circle_01.jpg")
+        used = np.concatenate(list(found.split.parts().values()))
+        assert sorted({*range(36)} - set(used.tolist())) == [bad]
+        assert found.results.images.unusable == 1
+        assert found.results.items.parts[bad] == ""
+
+
+def test_each_of_several_layers_is_a_route_of_one_extraction(tmp_path: Path) -> None:
+    extract = ExtractSettings(layer=("features.2", "features.12"), pool="avg", input_size=64)
+    settings = CompareSettings(folds=2, budgets=(), device="cpu")
+    found = compare_routes(
+        DATA / "shapes", [NET], out=tmp_path, scratch=False, extract=extract, settings=settings
+    )
+    assert {route.name for route in found.results.routes} == {
+        "squeezenet1_1 (random weights) features.2 + linear",
+        "squeezenet1_1 (random weights) features.12 + linear",
+        "pixels + linear",
+    }
+    assert len(list(tmp_path.glob("features-squeezenet*.h5"))) == 1
+
+
+def test_a_layer_more_leaves_the_others_features(tmp_path: Path) -> None:
+    settings = CompareSettings(folds=2, budgets=(), device="cpu")
+    lines = [f"backbone={NET} input_size=64 pool=avg layer=features.{n}" for n in (2, 12)]
+    for count in (1, 2):
+        routes = [one for line in lines[:count] for one in parse_route(line)]
+        compare_routes(DATA / "shapes", out=tmp_path, settings=settings, routes=routes)
+    assert len(list(tmp_path.glob("features-squeezenet*.h5"))) == 2
+    index = json.loads((tmp_path / "features.json").read_text())
+    assert [entry["layers"] for [*some] in index.values() for entry in some] == [
+        ["features.2"], ["features.12"],
+    ]  # fmt: skip
+
+
+def test_groups_stay_together(tmp_path: Path) -> None:
+    settings = CompareSettings(folds=2, budgets=(), group=r"(\d)\.", device="cpu", val=0.0)
+    found = compare_routes(
+        DATA / "shapes", out=tmp_path, settings=settings, routes=parse_route("pixels=centroid")
+    )
+    groups = np.array(found.results.items.groups)
+    for one in found.rounds.ranking:
+        assert not set(groups[one.fit]) & set(groups[one.scored])
+
+
+def test_nothing_to_compare_and_images_without_labels_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(RouteError, match="nothing to compare"):
+        compare_routes(DATA / "shapes", out=tmp_path)
+    (tmp_path / "flat").mkdir()
+    shutil.copy(next((DATA / "shapes").rglob("*.jpg")), tmp_path / "flat")
+    with pytest.raises(SplitError, match="label"):
+        compare_routes(tmp_path / "flat", ["pixels"], out=tmp_path / "out")

@@ -102,6 +102,9 @@ def _without_none(annotation: Any) -> Any:
 json_option = click.option(
     "--json", "as_json", is_flag=True, help="Print one JSON document instead of text."
 )
+page_option = click.option(
+    "--page/--no-page", default=True, show_default=True, help="Write report.html."
+)
 
 
 def _together(*options: Callable[[Command], Command]) -> Callable[[Command], Command]:

@@ -1,7 +1,6 @@
 """Printing: results to stdout, everything else to stderr."""
 
 import json
-import re
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -14,18 +13,17 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
+from featpipe.report.words import STEERING
+
 Report = Callable[[int, int], None]
 EVERY = 5.0  # seconds between lines where there is no terminal
 
 _stderr = Console(stderr=True, highlight=False)
-# Control characters, line and paragraph breaks, marks that turn the direction of writing, and
-# bytes that are not UTF-8.
-_STEERING = re.compile("[\0-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 def shown(text: str) -> str:
     """Text on one line of a terminal that no name in it can steer: such letters as escapes."""
-    return _STEERING.sub(lambda found: repr(found[0])[1:-1], text)
+    return STEERING.sub(lambda found: repr(found[0])[1:-1], text)
 
 
 def say(text: str = "") -> None:

@@ -11,7 +11,8 @@ from featpipe.cache import FeatureCache
 from featpipe.cli._output import percent, print_table, say, seconds
 
 if TYPE_CHECKING:
-    from featpipe.compare import Comparison
+    from featpipe.results import Results
+    from featpipe.route_results import RouteResult
 
 
 def default_out(images: str, backbone: str) -> Path:
@@ -45,31 +46,55 @@ def describe_cache(cache: FeatureCache) -> dict[str, Any]:
     }
 
 
-def print_comparison(comparison: "Comparison") -> None:
-    """The table of routes, on stdout."""
-    has = comparison.split.parts()
-    parts = [part for part in ("train", "val", "test") if part in has]
+def print_comparison(results: "Results") -> None:
+    """What a comparison says, and the table of its routes, on stdout."""
+    for sentence in results.verdict.sentences:
+        say(sentence)
+    say()
+    tested = any(route.test for route in results.finished) and results.design["folds"]
     rows = []
-    for route in comparison.routes:
-        row = route.row()
-        low, high = row["interval_95"] or (None, None)
-        rows.append(
-            [
-                route.name,
-                *(percent(row[f"{part}_accuracy"]) for part in parts),
-                f"{percent(low)} to {percent(high)}",
-                seconds(row["seconds_cold"]),
-                seconds(row["seconds_warm"]),
-                f"{row['parameters']:,}",
-            ]
-        )
-    names = {"train": "train %", "val": "validation %", "test": "test %"}
-    columns = ["route", *(names[part] for part in parts), "95 % interval", "s cold", "s warm"]
-    print_table([*columns, "parameters trained"], rows)
-    counts = ", ".join(f"{len(rows)} {part}" for part, rows in has.items())
-    scored = "test" if "test" in has else "validation"
+    for route in results.finished:
+        assert route.accuracy is not None
+        assert route.seconds is not None
+        low, high = route.accuracy.interval_95 or (None, None)
+        row = [route.name, percent(route.accuracy.value), f"{percent(low)} to {percent(high)}"]
+        if tested:
+            row.append(percent(route.test["accuracy"] if route.test else None))
+        rows.append([*row, _behind(route), *_costs(route)])
+    columns = ["route", "accuracy %", "95 % interval", *(["test %"] if tested else [])]
+    columns += ["points behind", "s cold", "s warm", "peak MB", "images/s", "parameters trained"]
+    print_table(columns, rows)
+    design = results.design
+    counts = ", ".join(f"{count} {part}" for part, count in design["rows"].items())
+    scored = {"folds": "every fold's rows", "test": "the test rows", "val": "the validation rows"}
     say(
-        f"{comparison.images}: {counts}; split {comparison.split.origin}. The interval is "
-        f"Wilson's, of the {scored} accuracy."
+        f"{results.images.location}: {counts}; {design['origin']}. Accuracy is of "
+        f"{scored[design['ranked_by']]}; each route chose among at most "
+        f"{design['select_budget']} candidates."
     )
-    say("Cold: from image files to scored classifier; warm: training and scoring alone.")
+    say(
+        "Cold: from image files to scored classifiers, all folds; warm: from features. Peak: of "
+        "the whole process while the route ran."
+    )
+
+
+def _behind(route: "RouteResult") -> str:
+    """By how much the best is better, and whether that is sure."""
+    if route.difference is None:
+        return "-"
+    low, high = route.difference.interval_95 or (0.0, 0.0)
+    sure = "" if route.difference.sure else ", cannot tell"
+    value = -100 * route.difference.value + 0.0
+    return f"{value:.1f} ({-100 * high:.1f} to {-100 * low:.1f}{sure})"
+
+
+def _costs(route: "RouteResult") -> list[str]:
+    assert route.seconds is not None
+    peak, rate = route.peak_bytes, route.images_per_second
+    return [
+        seconds(route.seconds.cold),
+        seconds(route.seconds.warm),
+        "-" if peak is None else f"{peak / 1e6:,.0f}",
+        "-" if rate is None else f"{rate:,.0f}",
+        "-" if route.parameters is None else f"{route.parameters:,}",
+    ]

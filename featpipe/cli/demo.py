@@ -23,11 +23,11 @@ def command(quiet: bool, out: str, as_json: bool) -> None:
     if as_json:
         print_json(comparison.to_dict())
         return
-    print_comparison(comparison)
+    print_comparison(comparison.results)
     say()
     say(
         f"{time.perf_counter() - begun:.0f} s in all. In {out}: grid.png (predictions), curves.png,"
     )
-    say("compare.csv, compare.json, classifier.safetensors, the features (.h5), and the digits as")
+    say("results.csv, results.json, classifier.safetensors, the features (.h5), and the digits as")
     say("PNGs. Your own images, one folder a class:")
     say("  featpipe compare PHOTOS --backbone mobilenet_v2")

@@ -5,7 +5,13 @@ from typing import Any
 
 import click
 
-from featpipe.cli._options import descent_options, json_option, settings_options, tail_options
+from featpipe.cli._options import (
+    descent_options,
+    json_option,
+    page_option,
+    settings_options,
+    tail_options,
+)
 from featpipe.settings import ExtractSettings, ImageSettings, TrainSettings
 
 
@@ -42,6 +48,7 @@ from featpipe.settings import ExtractSettings, ImageSettings, TrainSettings
     only=("weights", "input_size", "runtime", "decode", "workers", "on_error", "overwrite"),
 )
 @settings_options(ImageSettings, "image_settings")
+@page_option
 @json_option
 @click.pass_obj
 def command(
@@ -55,6 +62,7 @@ def command(
     dtype: str,
     extract: ExtractSettings,
     image_settings: ImageSettings,
+    page: bool,
     as_json: bool,
     **options: Any,
 ) -> None:
@@ -66,11 +74,13 @@ def command(
     """
     from dataclasses import replace
 
+    from featpipe.cache import FeatureCache
     from featpipe.cli._output import print_json, progress
     from featpipe.cli._results import Epochs, draw, saying_how_to_resume, show
     from featpipe.cli._text import default_out
-    from featpipe.finetune import UNFINISHED, finetune
+    from featpipe.finetune import FEATURES, UNFINISHED, finetune
     from featpipe.heads import make_head
+    from featpipe.report.training import save_report
 
     chosen = {name: value for name, value in options.items() if value is not None}
     named = default_out(images, backbone).with_suffix("").name
@@ -90,7 +100,11 @@ def command(
         )  # fmt: skip
     document = {"out": str(folder), **result.to_dict()}
     random = " (random weights)" if classifier.spec.random_weights else ""
-    draw(document, folder, f"{named}, fine-tuned from {cut}{random}")
+    title = f"{named}, fine-tuned from {cut}{random}"
+    draw(document, folder, title)
+    if page:
+        with FeatureCache.open(folder / FEATURES) as cache:
+            save_report(folder, result, classifier.classes, cache, title, "finetune")
     if as_json:
         print_json(document)
     else:

@@ -74,8 +74,8 @@ def command(
     """Run a published example on IMAGES, as it was published and done right.
 
     NAME is a recipe; without it, they are listed. Leaves in OUT the features, recipe.json, and for
-    each way result.json, split.csv, curves.png and the classifier. What is finished is not run
-    again.
+    each way result.json, split.csv, curves.png, the classifier, and report.html of all of it.
+    What is finished is not run again.
     """
     from featpipe.cli._output import print_json, progress, say
     from featpipe.cli._recipe import document_of, print_recipe, print_reproduction

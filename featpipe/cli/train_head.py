@@ -6,7 +6,13 @@ from typing import Any
 
 import click
 
-from featpipe.cli._options import descent_options, json_option, settings_options, tail_options
+from featpipe.cli._options import (
+    descent_options,
+    json_option,
+    page_option,
+    settings_options,
+    tail_options,
+)
 from featpipe.settings import TrainSettings
 
 
@@ -67,6 +73,7 @@ def _widths(ctx: click.Context, parameter: click.Parameter, value: str | None) -
 @click.option(
     "--set", "extra", multiple=True, metavar="NAME=VALUE", help="Any other option of the head."
 )
+@page_option
 @json_option
 @click.pass_obj
 def command(
@@ -82,6 +89,7 @@ def command(
     against: tuple[str, ...],
     settings: TrainSettings,
     extra: tuple[str, ...],
+    page: bool,
     as_json: bool,
     **options: Any,
 ) -> None:
@@ -89,7 +97,8 @@ def command(
 
     Options that are not given are the head's own defaults. Leaves classifier.safetensors,
     result.json, split.csv, curves.json and curves.png where there are epochs, reliability.png
-    where there are validation rows, sweep.png of a sweep and budget.png of a label budget.
+    where there are validation rows, sweep.png of a sweep and budget.png of a label budget; and
+    report.html, one page of all of it, with what it was made of: results.json and thumbnails.
     """
     import warnings
 
@@ -101,6 +110,7 @@ def command(
     from featpipe.cli._results import Epochs, draw, saying_how_to_resume, show
     from featpipe.cli._training import assigned, budgets_of, grid_of, value_of
     from featpipe.heads import make_head
+    from featpipe.report.training import save_report
     from featpipe.result import save_run
     from featpipe.train import train_head
 
@@ -148,7 +158,11 @@ def command(
     Checkpoints(folder / "unfinished").clear()
     document = {"out": str(folder), **result.to_dict()}
     random = " (random weights)" if classifier.spec.random_weights else ""
-    draw(document, folder, f"{Path(features).stem}: {head}{random}")
+    title = f"{Path(features).stem}: {head}{random}"
+    draw(document, folder, title)
+    if page:
+        with FeatureCache.open(features) as cache:
+            save_report(folder, result, classifier.classes, cache, title)
     if as_json:
         print_json(document)
     else:

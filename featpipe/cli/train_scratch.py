@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from featpipe.cli._options import json_option, settings_options
+from featpipe.cli._options import json_option, page_option, settings_options
 from featpipe.settings import ImageSettings, ScratchSettings, TrainSettings
 
 
@@ -21,6 +21,7 @@ from featpipe.settings import ImageSettings, ScratchSettings, TrainSettings
     only=("split", "val", "test", "group", "separator", "min_precision", "seed", "device"),
 )
 @settings_options(ImageSettings, "image_settings")
+@page_option
 @json_option
 @click.pass_obj
 def command(
@@ -31,19 +32,22 @@ def command(
     settings: ScratchSettings,
     train: TrainSettings,
     image_settings: ImageSettings,
+    page: bool,
     as_json: bool,
 ) -> None:
     """Train a network on the pixels of IMAGES, from random weights.
 
     Run again after an interruption, it goes on where it was and ends as if nothing had happened.
     Leaves network.safetensors (a backbone: checkpoint:PATH), result.json, split.csv, curves.json,
-    curves.png, and reliability.png where there are validation rows.
+    curves.png, reliability.png where there are validation rows, and report.html, one page of all
+    of it.
     """
     from featpipe.checkpoint import checkpointing
     from featpipe.cli._output import note, print_json, progress
     from featpipe.images import open_images
     from featpipe.network_file import save_network
     from featpipe.pixel_rows import fingerprint
+    from featpipe.report.training import save_report
     from featpipe.scratch import options_of, train_from_scratch
     from featpipe.split import save_split
 
@@ -71,7 +75,10 @@ def command(
         assert result.split is not None
         save_split(result.split, source.table, folder / "split.csv")
         document = {"out": str(folder), **result.to_dict()}
-        _draw(document, folder, f"{Path(images).stem}: {settings.network} from scratch")
+        title = f"{Path(images).stem}: {settings.network} from scratch"
+        _draw(document, folder, title)
+        if page:
+            save_report(folder, result, network.classes, source, title)
         kept.clear()
     if as_json:
         print_json(document)
