@@ -28,6 +28,7 @@ from featpipe.settings import CompareSettings, ExtractSettings, ImageSettings, S
 from featpipe.shared_features import SharedFeatures, Wanted, together, wanted_by
 from featpipe.split import Split, row_groups, save_split, split_rows
 from featpipe.standing import Held, held_out, outcome
+from featpipe.table import Status
 from featpipe.targets import targets_of
 from featpipe.trials import Ground
 from featpipe.verdict import verdict
@@ -121,7 +122,7 @@ def compare_routes(
         for one in together(filter(None, wanted.values())):
             features.compute(one, on_progress)
         runner = Runner(Ground(source, targets, settings), folder, features, on_progress)
-        stage = _Stage(runner, source, settings, every, wanted, extract)
+        stage = Stage(runner, source, settings, every, wanted, extract)
         with runner:
             return stage.run(folder)
 
@@ -181,8 +182,21 @@ def settled(
     return every
 
 
-class _Stage:
-    """A comparison while it runs."""
+class Stage:
+    """A comparison while it runs: which rows are for what, and what was found until now.
+
+    Parameters
+    ----------
+    runner : Runner
+    source : ImageSource
+    settings : CompareSettings
+    routes : list of Route
+    wanted : dict of str to Wanted or None
+        Features of each route, by its name.
+    extract : ExtractSettings
+    decode : bool
+        Whether images may be decoded to know which can be; else those that can be read count.
+    """
 
     def __init__(
         self,
@@ -192,17 +206,18 @@ class _Stage:
         routes: list[Route],
         wanted: dict[str, Wanted | None],
         extract: ExtractSettings,
+        decode: bool = True,
     ) -> None:
         self.runner, self.source, self.settings = runner, source, settings
         self.routes, self.wanted, self.extract = routes, wanted, extract
         table = source.table
         self.targets = runner.ground.targets
         self.groups = row_groups(table, settings.group)
-        digests, _, _ = scan(source, extract.workers or available_cores())
+        digests, status, _ = scan(source, extract.workers or available_cores())
         text = json.dumps([table.ids.tolist(), table.classes, self.targets.values.tolist()])
         content = digests.tobytes() + text.encode("utf-8", "surrogatepass")
         runner.content = hashlib.blake2b(content, digest_size=16).hexdigest()
-        self.usable = runner.usable(routes, wanted)
+        self.usable = runner.usable(routes, wanted, status == Status.OK, decode)
         self.split = split_rows(table, settings.rows, self.usable)
         assert table.labels is not None
         strata = Strata(table.labels, table.classes, self.groups)
@@ -297,12 +312,11 @@ class _Stage:
         if not done:
             return failed
         right = np.stack([self.held[one.name].right for one in done])
-        rounds, targets = self.rounds, self.targets
+        rounds = self.rounds
         folds = np.array([one.folds.accuracy or [_accuracy(one)] for one in done])
         rows = self.held[done[0].name].rows
         groups = None if self.groups is None else self.groups[rows]
         apart = differences(right, folds, rounds.test_share, 0, groups, self.settings.seed)
-        assert len(targets.values)
         return [*(replace(one, difference=d) for one, d in zip(done, apart, strict=True)), *failed]
 
 

@@ -73,8 +73,16 @@ class Runner:
 
     # ---- rows ----------------------------------------------------------------------------------
 
-    def usable(self, routes: Sequence[Route], wanted: Mapping[str, Wanted | None]) -> np.ndarray:
+    def usable(
+        self,
+        routes: Sequence[Route],
+        wanted: Mapping[str, Wanted | None],
+        readable: np.ndarray,
+        decode: bool = True,
+    ) -> np.ndarray:
         """Rows that every route can use: bool array, shape (n,).
+
+        Where there are no features that know it, images are decoded, unless `decode` is false.
 
         Raises
         ------
@@ -83,9 +91,11 @@ class Runner:
         """
         table = self.ground.source.table
         self._usable = np.logical_and.reduce(
-            [table.labelled, *(cache.ok for cache in self.features.caches)]
+            [table.labelled, readable, *(cache.ok for cache in self.features.caches)]
         )
         scratch = [route for route in routes if route.kind == "scratch"]
+        if not decode:
+            return self._usable
         if not self.features.caches and not scratch:
             for one in filter(None, wanted.values()):
                 self.features.of(one)  # says why not
@@ -101,6 +111,12 @@ class Runner:
             with contextlib.suppress(FeatpipeError):
                 found.setdefault(one.backbone, self.features.of(one).path)
         return found
+
+    def kept(self, route: Route, wanted: Wanted | None, rounds: Rounds) -> int:
+        """Rounds of a route that are finished."""
+        cache = self.features.of(wanted) if wanted else None
+        keeper = Keeper(self._folder / ROUTES, self._decides(route, cache, rounds))
+        return sum(_name(one) in keeper for one in rounds.every)
 
     # ---- a route -------------------------------------------------------------------------------
 

@@ -116,6 +116,7 @@ FLOORS = [
         "route_runner",
         "verdict",
         "compare",
+        "compare_plan",
     ],
     ["report", "report.*"],
     ["adaptation", "leakage", "steps", "rungs", "reproduce"],

@@ -86,6 +86,16 @@ def command(
     routes += [one for line in lines for one in parse_route(line)]
     settings = replace(settings, device=extract.device)
     more |= {"extract": extract, "settings": settings, "routes": routes}
+    if plan:
+        from featpipe.cli._text import print_plan
+        from featpipe.compare_plan import plan_comparison
+
+        planned = plan_comparison(images, backbones, out=out, **more)
+        if as_json:
+            print_json(planned.to_dict())
+        else:
+            print_plan(planned)
+        return
     with progress(quiet) as reporter:
         try:
             comparison = compare_routes(images, backbones, out=out, on_progress=reporter, **more)
