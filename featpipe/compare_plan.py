@@ -12,7 +12,7 @@ import torch
 
 from featpipe.backbones import Backbone
 from featpipe.choice import sample_rows
-from featpipe.compare import Stage, settled, simple_routes
+from featpipe.compare import Stage, passes, settled, simple_routes
 from featpipe.device import available_cores, choose_device
 from featpipe.errors import FeatpipeError
 from featpipe.extractor import Extractor, prepare, ready
@@ -24,7 +24,7 @@ from featpipe.route_runner import Runner, preprocessing_of
 from featpipe.routes import Route
 from featpipe.scratch import epoch_seconds, options_of
 from featpipe.settings import CompareSettings, ExtractSettings, ImageSettings, ScratchSettings
-from featpipe.shared_features import SharedFeatures, Wanted, together, wanted_by
+from featpipe.shared_features import SharedFeatures, Wanted, wanted_by
 from featpipe.targets import targets_of
 from featpipe.trials import Ground
 
@@ -160,13 +160,13 @@ def plan_comparison(
     wanted = {route.name: wanted_by(route, extract) for route in every}
     with SharedFeatures(source, Path(out), loaded, read_only=True) as features:
         planned, made = [], dict[str, Extractor | str]()
-        for one in together(filter(None, wanted.values())):
+        for one in passes(wanted, extract):
             some, extractor = _features(source, features, one, loaded)
             planned += some
             if extractor is not None:
                 made[one.key] = extractor
         with Runner(ground, Path(out), features, None) as runner:
-            stage = Stage(runner, source, settings, every, wanted, extract, decode=False)
+            stage = Stage(runner, source, settings, every, wanted, extract, look=False)
             found = [_route(stage, route, wanted[route.name], made) for route in every]
     spent = time.perf_counter() - begun
     return ComparisonPlan(

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from featpipe.cache import FeatureCache
+from featpipe.duplicates import copies_of
 from featpipe.errors import HeadError, SplitError
 from featpipe.registry import no_such
 from featpipe.settings import TrainSettings
@@ -19,7 +20,8 @@ log = logging.getLogger(__name__)
 def prepare(cache: FeatureCache, settings: TrainSettings) -> tuple[Targets, Split]:
     """What is to be predicted, and which rows are for what; says which rows are left out."""
     targets = targets_of(cache.table, settings.separator)
-    split = split_rows(cache.table, settings, cache.ok, strata=targets.strata)
+    copies = copies_of(cache, settings.leaks) if settings.leaks else None
+    split = split_rows(cache.table, settings, cache.ok, strata=targets.strata, copies=copies)
     left_out = int((~cache.ok & cache.table.labelled).sum())
     if left_out:
         log.warning("%d labelled images have no features and are left out.", left_out)

@@ -117,6 +117,11 @@ def train_from_scratch(
     settings, train = settings or ScratchSettings(), train or TrainSettings()
     if train.folds or train.leave_one_group_out:
         raise SettingsError("A network from scratch takes one split: leave the folds out.")
+    if train.leaks and split is None:
+        raise SettingsError(
+            f"leaks is {train.leaks}, and a network from scratch has no features to find copies "
+            "by: make a split with featpipe split --leaks, of features, and give it as --split."
+        )
     options, kept = options_of(settings), checkpoint.present()
     targets = targets_of(images.table, train.separator)
     architecture = Architecture(

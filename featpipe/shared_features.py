@@ -65,9 +65,14 @@ def wanted_by(route: Route, extract: ExtractSettings) -> Wanted | None:
         return None
     own = dict(route.extract)
     if parse_backbone(route.backbone)[0] == "pixels":
-        extract = replace(extract, layer=(), pool="auto", weights=None, input_size=None)
+        extract = plain_of(extract)
     layer = (route.layer,) if route.layer else ()
     return Wanted(route.backbone, replace(extract, layer=layer, **own))
+
+
+def plain_of(extract: ExtractSettings) -> ExtractSettings:
+    """Settings for pixels: only how to compute."""
+    return replace(extract, layer=(), pool="auto", weights=None, input_size=None)
 
 
 def together(wanted: Iterable[Wanted]) -> list[Wanted]:

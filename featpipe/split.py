@@ -4,6 +4,7 @@ import re
 
 import numpy as np
 
+from featpipe.copies import Copies
 from featpipe.errors import SplitError
 from featpipe.folds import ALONE, Strata, check_folds, divide, leave_one_group_out, make_folds
 from featpipe.settings import TrainSettings
@@ -20,6 +21,7 @@ def split_rows(
     usable: np.ndarray,
     *,
     strata: np.ndarray | None = None,
+    copies: Copies | None = None,
 ) -> Split:
     """Divide the labelled, usable rows of a table.
 
@@ -38,6 +40,8 @@ def split_rows(
     strata : int array, shape (n,)
         What to stratify by instead of the classes, such as sets of labels. Those too rare to be
         on every side are then tolerated.
+    copies : Copies
+        Rows that show one picture, and so must not be on two sides.
 
     Raises
     ------
@@ -55,22 +59,38 @@ def split_rows(
             "shares between 0 and 1, together below 1."
         )
     groups = row_groups(table, settings.group)
+    if copies is not None and groups is not None:
+        groups = copies.join(groups)
     if strata is None:
         alike = Strata(table.labels, table.classes, groups)
     else:
         alike = Strata(strata, None, groups)
     if settings.split not in ("auto", "given", "random"):
-        return _filed(load_split(settings.split, table, usable), settings, alike)
-    if settings.split != "random" and table.splits is not None:
-        return _complete(_given(table, table.splits, rows), settings, alike, val)
-    if settings.split == "given":
+        whole = load_split(settings.split, table, usable)
+        divided = _filed(_thinned(whole, copies), settings, alike)
+    elif settings.split != "random" and table.splits is not None:
+        whole = _given(table, table.splits, rows)
+        divided = _complete(_thinned(whole, copies), settings, alike, val)
+    elif settings.split == "given":
         raise SplitError("These images come with no split; use --split random with --val, --test.")
-    train, test = divide(rows, alike, settings.test, settings.seed)
-    origin = f"random, {alike.how()}, seed {settings.seed}"
-    if folding:
-        return _folded(Split(train, rows[:0], test, origin), settings, alike)
-    train, taken = divide(train, alike, val / (1 - settings.test), settings.seed + 1)
-    return Split(train, taken, test, origin)
+    else:
+        origin = f"random, {alike.how()}, seed {settings.seed}"
+        whole = Split(rows, rows[:0], rows[:0], origin)
+        divided = _random(_thinned(whole, copies), settings, alike, val)
+    return divided if copies is None else copies.spread(divided, whole)
+
+
+def _thinned(split: Split, copies: Copies | None) -> Split:
+    return split if copies is None else copies.thin(split)
+
+
+def _random(split: Split, settings: TrainSettings, strata: Strata, val_share: float) -> Split:
+    """Divide the training rows of a split that has no others."""
+    train, test = divide(split.train, strata, settings.test, settings.seed)
+    if settings.folds or settings.leave_one_group_out:
+        return _folded(Split(train, split.val, test, split.origin), settings, strata)
+    train, val = divide(train, strata, val_share / (1 - settings.test), settings.seed + 1)
+    return Split(train, val, test, split.origin)
 
 
 def _given(table: ImageTable, splits: np.ndarray, rows: np.ndarray) -> Split:

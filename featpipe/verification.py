@@ -15,6 +15,7 @@ from featpipe.extractor import rebuild
 from featpipe.fidelity import Fidelity
 from featpipe.images import ImageSource, open_images
 from featpipe.loading import scan
+from featpipe.originals import named_images
 from featpipe.settings import ExtractSettings, ImageSettings
 from featpipe.table import Status
 
@@ -181,19 +182,11 @@ def _open(
     """The images: those given, or those that the cache says it was made of."""
     if images is not None:
         return open_images(images, image_settings)
-    made_of = dict(cache.conditions.get("images", {}))
-    location = made_of.pop("location", None)
-    if location is None:
-        notes.append("The cache does not say where its images lay: give them to have them checked.")
+    try:
+        return named_images(cache, image_settings)
+    except ImagesError as error:
+        notes.append(f"They were not looked at. {error}")
         return None
-    settings = image_settings or ImageSettings(**made_of)
-    for place in (Path(location), cache.path.parent / location):
-        try:
-            return open_images(location if place == Path(location) else place, settings)
-        except ImagesError:
-            continue
-    notes.append(f"Its images are not in {location}: give their place to have them checked.")
-    return None
 
 
 def _compare_digests(

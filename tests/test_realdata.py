@@ -3,16 +3,20 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from leaks import judge, plant
+from sklearn.metrics import average_precision_score
 
 from featpipe.backbones import load_backbone
 from featpipe.cache import FeatureCache
 from featpipe.compare import compare_routes
 from featpipe.decode import decode
+from featpipe.duplicates import find_duplicates
 from featpipe.extract import extract_features
 from featpipe.images import open_images
 from featpipe.results import Results
@@ -25,6 +29,7 @@ from featpipe.settings import (
     TrainSettings,
 )
 from featpipe.split import split_rows
+from featpipe.suspects import label_scores, list_suspects
 from featpipe.train import train_head
 
 pytestmark = pytest.mark.realdata
@@ -170,3 +175,43 @@ def test_predict_labels_photographs_from_the_command_line(
     assert len(right) == 153
     assert np.mean(right) >= 0.94
     assert (tmp_path / "grid.png").stat().st_size > 100_000
+
+
+def test_planted_copies_of_flowers_are_found_and_kept_on_one_side(
+    shared: Path, mobilenet: str, flowers: FeatureCache, tmp_path: Path
+) -> None:
+    plant(shared / "data" / "flowers", tmp_path, seed=7)
+    settings = ExtractSettings(reuse=(str(flowers.path),))
+    cache = extract_features(tmp_path / "images", mobilenet, tmp_path / "f.h5", settings)
+    found = find_duplicates(cache)
+    hits, _, alarms, _ = judge(cache, found)
+    assert hits >= 45
+    assert len(alarms) <= 5
+    assert sum("split" in pair.across for pair in found.pairs) >= 45
+    for policy in ("group", "drop"):
+        copies = found.copies(policy)
+        split = split_rows(cache.table, TrainSettings(val=0.0), cache.ok, copies=copies)
+        assert not set(found.numbers[split.train]) & set(found.numbers[split.test])
+        assert len(split.test) == 50
+        assert len(split.train) <= 1200 - hits
+
+
+def test_planted_label_errors_of_flowers_come_first(flowers: FeatureCache) -> None:
+    whole, random = flowers.table, np.random.default_rng(7)
+    assert whole.labels is not None
+    wrong = random.choice(1200, 60, replace=False)
+    labels = whole.labels.copy()
+    labels[wrong] = (labels[wrong] + random.integers(1, 5, 60)) % 5
+    flowers.table = replace(whole, labels=labels)
+    try:
+        settings = TrainSettings(folds=5, val=0.0, select="log_loss")
+        grid = {"C": [1e-3, 3e-3, 1e-2]}
+        _, result = train_head(flowers, "logistic", settings, sweep=grid)
+    finally:
+        flowers.table = whole
+    assert result.sweep is not None
+    rows, proba = result.sweep.held_out
+    scores = label_scores(labels[rows], proba)
+    assert average_precision_score(np.isin(rows, wrong), scores) >= 0.8
+    listed = [suspect.row for suspect in list_suspects(rows, labels[rows], proba)]
+    assert len(set(listed[:30]) & set(wrong.tolist())) >= 25

@@ -117,6 +117,11 @@ def test_folds_are_refused() -> None:
         train_from_scratch(stripes(), None, SMALL, replace(TRAIN, folds=3))
 
 
+def test_copies_are_not_looked_for_without_features() -> None:
+    with pytest.raises(SettingsError, match="featpipe split --leaks"):
+        train_from_scratch(stripes(), None, SMALL, replace(TRAIN, leaks="group"))
+
+
 # ---- what is shown to it --------------------------------------------------------------------
 
 

@@ -74,8 +74,8 @@ def print_comparison(results: "Results") -> None:
         f"{design['select_budget']} candidates."
     )
     say(
-        "Cold: from image files to scored classifiers, all folds; warm: from features. Peak: of "
-        "the whole process while the route ran."
+        "Cold: one classifier from image files, choosing among its candidates; warm: from "
+        "features or decoded pixels. Peak: of the whole process while the route ran."
     )
 
 

@@ -18,6 +18,7 @@ FIELDS = (
     "val",
     "test",
     "group",
+    "leaks",
     "folds",
     "repeats",
     "leave_one_group_out",
@@ -44,12 +45,14 @@ def command(features: str, settings: TrainSettings, out: str | None, as_json: bo
     """
     from featpipe.cache import FeatureCache
     from featpipe.cli._output import print_json
+    from featpipe.duplicates import copies_of
     from featpipe.split import row_groups, save_split, split_rows
     from featpipe.targets import targets_of
 
     with FeatureCache.open(features) as cache:
         targets = targets_of(cache.table, settings.separator)
-        split = split_rows(cache.table, settings, cache.ok, strata=targets.strata)
+        copies = copies_of(cache, settings.leaks) if settings.leaks else None
+        split = split_rows(cache.table, settings, cache.ok, strata=targets.strata, copies=copies)
         groups = row_groups(cache.table, settings.group)
         document = {"path": features, **_describe(split, cache.table, groups), "out": out}
         if out is not None:
