@@ -255,7 +255,10 @@ class Stage:
         save_split(self.split, self.source.table, folder / "split.csv")
         errors: list[BaseException] = []
         results = self.results()
-        for route in self.routes:
+        # What is finished is read first, so that no file of results ever knows less than before.
+        kept = [route for route in self.routes if self._kept(route)]
+        others = [route for route in self.routes if route not in kept]
+        for number, route in enumerate([*kept, *others], 1):
             try:
                 standing = self.runner.run(route, self.wanted[route.name], self.rounds)
             except Exception as error:  # the others go on
@@ -270,8 +273,9 @@ class Stage:
                 held = held_out(standing.trials, self.rounds, self.targets)
                 self.held[route.name] = held
                 self.found[route.name] = outcome(standing, self.rounds, self.targets, held)
-            results = self.results()
-            results.save(folder)
+            if number >= len(kept):
+                results = self.results()
+                results.save(folder)
         if not self.held:
             if len(errors) == 1:
                 raise errors[0]
@@ -282,6 +286,13 @@ class Stage:
         return Comparison(
             results, self.split, self.rounds, self.runner.files(self.wanted), self.held
         )
+
+    def _kept(self, route: Route) -> bool:
+        try:
+            found = self.runner.kept(route, self.wanted[route.name], self.rounds)
+        except Exception:  # it will be told when the route is run
+            return False
+        return found == len(self.rounds.every)
 
     def results(self) -> Results:
         """Everything that is known until now."""
