@@ -3,7 +3,7 @@
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,21 +13,24 @@ import numpy as np
 
 from featpipe.backbones import Backbone
 from featpipe.device import available_cores, choose_device, machine_facts
+from featpipe.duplicates import Duplicates, decide
 from featpipe.errors import RouteError
 from featpipe.extract import Progress
 from featpipe.folds import ALONE, Strata
+from featpipe.guard import duplicates_in, known_duplicates, leaks_of
 from featpipe.images import ImageSource, open_images
 from featpipe.loading import scan
 from featpipe.ranking import differences
-from featpipe.results import Images, Items, Results
+from featpipe.results import Images, Items, Leaks, Results
 from featpipe.rounds import Rounds, make_rounds
 from featpipe.route_results import RouteResult
 from featpipe.route_runner import Runner
 from featpipe.routes import Route, checked, named
 from featpipe.settings import CompareSettings, ExtractSettings, ImageSettings, ScratchSettings
-from featpipe.shared_features import SharedFeatures, Wanted, together, wanted_by
+from featpipe.shared_features import SharedFeatures, Wanted, plain_of, together, wanted_by
 from featpipe.split import Split, row_groups, save_split, split_rows
 from featpipe.standing import Held, held_out, outcome
+from featpipe.table import Status
 from featpipe.targets import targets_of
 from featpipe.trials import Ground
 from featpipe.verdict import verdict
@@ -118,10 +121,16 @@ def compare_routes(
     folder.mkdir(parents=True, exist_ok=True)
     with SharedFeatures(source, folder, loaded) as features:
         wanted = {route.name: wanted_by(route, extract) for route in every}
-        for one in together(filter(None, wanted.values())):
+        needed = passes(wanted, extract)
+        for one in needed:
             features.compute(one, on_progress)
+        if not features.caches and any(route.backbone is None for route in every):
+            needed = passes({}, extract)  # networks from scratch go on
+            features.compute(needed[0], on_progress)
+        if not features.caches:
+            features.of(needed[0])  # says why not
         runner = Runner(Ground(source, targets, settings), folder, features, on_progress)
-        stage = _Stage(runner, source, settings, every, wanted, extract)
+        stage = Stage(runner, source, settings, every, wanted, extract)
         with runner:
             return stage.run(folder)
 
@@ -181,8 +190,30 @@ def settled(
     return every
 
 
-class _Stage:
-    """A comparison while it runs."""
+def passes(wanted: Mapping[str, Wanted | None], extract: ExtractSettings) -> list[Wanted]:
+    """The passes over the images that routes need; pixels' where none does.
+
+    By some features copies of images must be found, and which images can be decoded.
+    """
+    needed = list(filter(None, wanted.values()))
+    return together(needed or [Wanted("pixels", plain_of(extract))])
+
+
+class Stage:
+    """A comparison while it runs: which rows are for what, and what was found until now.
+
+    Parameters
+    ----------
+    runner : Runner
+    source : ImageSource
+    settings : CompareSettings
+    routes : list of Route
+    wanted : dict of str to Wanted or None
+        Features of each route, by its name.
+    extract : ExtractSettings
+    look : bool
+        Whether to look for copies of images, if nobody has.
+    """
 
     def __init__(
         self,
@@ -192,21 +223,30 @@ class _Stage:
         routes: list[Route],
         wanted: dict[str, Wanted | None],
         extract: ExtractSettings,
+        look: bool = True,
     ) -> None:
         self.runner, self.source, self.settings = runner, source, settings
         self.routes, self.wanted, self.extract = routes, wanted, extract
         table = source.table
         self.targets = runner.ground.targets
         self.groups = row_groups(table, settings.group)
-        digests, _, _ = scan(source, extract.workers or available_cores())
+        digests, status, _ = scan(source, extract.workers or available_cores())
         text = json.dumps([table.ids.tolist(), table.classes, self.targets.values.tolist()])
         content = digests.tobytes() + text.encode("utf-8", "surrogatepass")
         runner.content = hashlib.blake2b(content, digest_size=16).hexdigest()
-        self.usable = runner.usable(routes, wanted)
-        self.split = split_rows(table, settings.rows, self.usable)
+        self.usable = runner.usable(status == Status.OK)
+        caches, kept = runner.features.caches, (runner.content, runner.folder)
+        if look:
+            self.duplicates: Duplicates | None = duplicates_in(source, caches, *kept)
+        else:
+            self.duplicates = known_duplicates(source, *kept)
+        copies = decide(self.duplicates, settings.leaks) if self.duplicates else None
+        self.split = split_rows(table, settings.rows, self.usable, copies=copies)
         assert table.labels is not None
-        strata = Strata(table.labels, table.classes, self.groups)
-        self.rounds = make_rounds(self.split, strata, settings.val, settings.seed)
+        groups = self.groups if copies is None or self.groups is None else copies.join(self.groups)
+        self.drawn = self.groups if copies is None else copies.join(self.groups)
+        strata = Strata(table.labels, table.classes, groups)
+        self.rounds = make_rounds(self.split, strata, settings.val, settings.seed, copies)
         self.held: dict[str, Held] = {}
         self.found: dict[str, RouteResult] = {}
 
@@ -215,7 +255,10 @@ class _Stage:
         save_split(self.split, self.source.table, folder / "split.csv")
         errors: list[BaseException] = []
         results = self.results()
-        for route in self.routes:
+        # What is finished is read first, so that no file of results ever knows less than before.
+        kept = [route for route in self.routes if self._kept(route)]
+        others = [route for route in self.routes if route not in kept]
+        for number, route in enumerate([*kept, *others], 1):
             try:
                 standing = self.runner.run(route, self.wanted[route.name], self.rounds)
             except Exception as error:  # the others go on
@@ -230,8 +273,9 @@ class _Stage:
                 held = held_out(standing.trials, self.rounds, self.targets)
                 self.held[route.name] = held
                 self.found[route.name] = outcome(standing, self.rounds, self.targets, held)
-            results = self.results()
-            results.save(folder)
+            if number >= len(kept):
+                results = self.results()
+                results.save(folder)
         if not self.held:
             if len(errors) == 1:
                 raise errors[0]
@@ -242,6 +286,13 @@ class _Stage:
         return Comparison(
             results, self.split, self.rounds, self.runner.files(self.wanted), self.held
         )
+
+    def _kept(self, route: Route) -> bool:
+        try:
+            found = self.runner.kept(route, self.wanted[route.name], self.rounds)
+        except Exception:  # it will be told when the route is run
+            return False
+        return found == len(self.rounds.every)
 
     def results(self) -> Results:
         """Everything that is known until now."""
@@ -270,8 +321,14 @@ class _Stage:
             ),
             routes=routes,
             verdict=verdict(routes, self.rounds.part),
+            leaks=self._leaks(),
             machine=machine_facts(device),
         )
+
+    def _leaks(self) -> Leaks | None:
+        if self.duplicates is None:
+            return None
+        return leaks_of(self.duplicates, self.source.table, self.split, self.settings.leaks)
 
     def _design(self) -> dict[str, Any]:
         settings = {**asdict(self.settings), "budgets": [*self.settings.budgets, None]}
@@ -297,12 +354,11 @@ class _Stage:
         if not done:
             return failed
         right = np.stack([self.held[one.name].right for one in done])
-        rounds, targets = self.rounds, self.targets
+        rounds = self.rounds
         folds = np.array([one.folds.accuracy or [_accuracy(one)] for one in done])
         rows = self.held[done[0].name].rows
-        groups = None if self.groups is None else self.groups[rows]
+        groups = None if self.drawn is None else self.drawn[rows]
         apart = differences(right, folds, rounds.test_share, 0, groups, self.settings.seed)
-        assert len(targets.values)
         return [*(replace(one, difference=d) for one, d in zip(done, apart, strict=True)), *failed]
 
 

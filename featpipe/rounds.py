@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from featpipe.copies import Copies
 from featpipe.errors import SplitError
 from featpipe.folds import Strata, divide
 from featpipe.split import Split
@@ -87,7 +88,9 @@ class Rounds:
         return float(np.mean([len(one.scored) / len(one.pool) for one in self.ranking]))
 
 
-def make_rounds(split: Split, strata: Strata, val: float, seed: int) -> Rounds:
+def make_rounds(
+    split: Split, strata: Strata, val: float, seed: int, copies: Copies | None = None
+) -> Rounds:
     """The rounds of a split.
 
     With folds, the rows that select are taken from the training rows of each fold, so that no
@@ -101,6 +104,8 @@ def make_rounds(split: Split, strata: Strata, val: float, seed: int) -> Rounds:
     val : float
         Share of a fold's training rows that selects; 0: none.
     seed : int
+    copies : Copies
+        Rows that show one picture, and so must not be on two sides.
 
     Raises
     ------
@@ -123,10 +128,22 @@ def make_rounds(split: Split, strata: Strata, val: float, seed: int) -> Rounds:
         if seen.intersection(scored.tolist()):
             repeat, seen = repeat + 1, set()
         seen.update(scored.tolist())
-        fit, select = divide(train, strata, val, seed + 1)
+        fit, select = _divided(train, strata, val, seed, copies)
         ranking.append(Round(f"fold-{number:04d}", fit, select, scored, repeat))
     test = None
     if len(split.test):
-        fit, select = divide(split.train, strata, val, seed + 1)
+        fit, select = _divided(split.train, strata, val, seed, copies)
         test = Round("test", fit, select, split.test)
     return Rounds(ranking, test, "folds", split)
+
+
+def _divided(
+    rows: np.ndarray, strata: Strata, share: float, seed: int, copies: Copies | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Rows to fit on and rows to select with; copies follow what they are copies of."""
+    if copies is None:
+        return divide(rows, strata, share, seed + 1)
+    whole = Split(rows, rows[:0], rows[:0], "")
+    fit, select = divide(copies.thin(whole).train, strata, share, seed + 1)
+    spread = copies.spread(Split(fit, select, rows[:0], ""), whole)
+    return spread.train, spread.val

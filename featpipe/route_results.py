@@ -42,16 +42,16 @@ class Difference:
 
 @dataclass(frozen=True)
 class Seconds:
-    """By one clock: cold is from image files to scored classifiers, warm from cached features.
+    """Of one classifier, by one clock: cold is from image files, warm from cached features.
 
     Attributes
     ----------
     cold, warm : float
         ``cold`` is ``extract + fit``; ``warm`` is ``fit``.
     extract : float
-        Reading, decoding and the frozen network, recorded when that was done.
+        Reading, decoding and the frozen network for all images, recorded when that was done.
     fit : float
-        Selecting, training and scoring, all folds.
+        Training and choosing among all candidates, predicting and scoring: the mean of a fold.
     """
 
     cold: float

@@ -3,7 +3,7 @@
 import contextlib
 import hashlib
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -60,7 +60,7 @@ class Runner:
         on_progress: Callable[[str], Progress] | None,
     ) -> None:
         self.ground, self.features = ground, features
-        self._folder, self._on_progress = folder, on_progress
+        self.folder, self._on_progress = folder, on_progress
         self._stack = contextlib.ExitStack()
         self._decoded: dict[str, Decoded] = {}
         self._usable = np.zeros(0, bool)
@@ -73,25 +73,17 @@ class Runner:
 
     # ---- rows ----------------------------------------------------------------------------------
 
-    def usable(self, routes: Sequence[Route], wanted: Mapping[str, Wanted | None]) -> np.ndarray:
-        """Rows that every route can use: bool array, shape (n,).
+    def usable(self, readable: np.ndarray) -> np.ndarray:
+        """Rows with a label that every route can use: bool array, shape (n,).
 
-        Raises
-        ------
-        FeatpipeError
-            If no route has what it needs.
+        Parameters
+        ----------
+        readable : bool array, shape (n,)
+            Rows whose bytes can be had.
         """
+        usable = [one.ok for one in self.features.caches]
         table = self.ground.source.table
-        self._usable = np.logical_and.reduce(
-            [table.labelled, *(cache.ok for cache in self.features.caches)]
-        )
-        scratch = [route for route in routes if route.kind == "scratch"]
-        if not self.features.caches and not scratch:
-            for one in filter(None, wanted.values()):
-                self.features.of(one)  # says why not
-        if not self.features.caches:
-            some = self._pixels(scratch[0])
-            self._usable[some.rows[[bool(reason) for reason in some.reasons]]] = False
+        self._usable = np.logical_and.reduce([table.labelled, readable, *usable])
         return self._usable
 
     def files(self, wanted: Mapping[str, Wanted | None]) -> dict[str, Path]:
@@ -101,6 +93,12 @@ class Runner:
             with contextlib.suppress(FeatpipeError):
                 found.setdefault(one.backbone, self.features.of(one).path)
         return found
+
+    def kept(self, route: Route, wanted: Wanted | None, rounds: Rounds) -> int:
+        """Rounds of a route that are finished."""
+        cache = self.features.of(wanted) if wanted else None
+        keeper = Keeper(self.folder / ROUTES, self._decides(route, cache, rounds))
+        return sum(_name(one) in keeper for one in rounds.every)
 
     # ---- a route -------------------------------------------------------------------------------
 
@@ -113,8 +111,8 @@ class Runner:
             If its features could not be computed, or it cannot be trained.
         """
         cache = self.features.of(wanted) if wanted else None
-        keeper = Keeper(self._folder / ROUTES, self._decides(route, cache, rounds))
-        unfinished = self._folder / UNFINISHED / keeper.digest
+        keeper = Keeper(self.folder / ROUTES, self._decides(route, cache, rounds))
+        unfinished = self.folder / UNFINISHED / keeper.digest
         with checkpointing(unfinished, keeper.digest) as kept:
             trials = self._trials(route, cache, rounds, keeper, kept)
             budget, note = self._budget(route, cache, rounds, keeper, trials)

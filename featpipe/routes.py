@@ -29,6 +29,7 @@ KEYS = {
     "backbone": ("backbone", "head", "layer", "cut", *ANYWHERE, *OF_HEAD),
 }
 SEVERAL = ("scratch", "pixels", "backbone", "head", "layer")  # each value makes a route
+TEXTS = (*SEVERAL, "name", "cut", "weights", "pool", "augment", "dtype")
 EXAMPLE = (
     'backbone = "mobilenet_v2" and head = "logistic", pixels = "logistic" or scratch = "small"'
 )
@@ -151,10 +152,13 @@ def parse_route(text: str) -> list[Route]:
         inside = table.setdefault(outer, {}) if dot else table
         if not isinstance(inside, dict) or (inner or outer) in inside:
             raise RouteError(f"{where} has {name} twice.")
-        values = _values(value)
-        several = outer == "sweep" or outer in SEVERAL or name == "widths"
-        one_of_many = several and (outer == "sweep" or name == "widths" or len(values) > 1)
-        inside[inner or outer] = values if one_of_many else _value(value)
+        if outer == "sweep" or outer == "widths":
+            inside[inner or outer] = _values(value)
+        elif not dot and outer in TEXTS:
+            several = outer in SEVERAL and "," in value
+            inside[outer] = value.split(",") if several else value
+        else:
+            inside[inner or outer] = _value(value)
     return make_routes(table, where)
 
 

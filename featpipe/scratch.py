@@ -4,7 +4,7 @@ import logging
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
@@ -192,6 +192,31 @@ def train_from_scratch(
         proba=proba,
     )  # fmt: skip
     return TrainedNetwork(network, architecture, targets.classes, result.to_dict()), result
+
+
+def epoch_seconds(settings: ScratchSettings, classes: int, device: str = "auto") -> float:
+    """Of an image in one epoch, by two batches of noise."""
+    options, where = options_of(settings), torch.device(choose_device(device))
+    architecture = Architecture(
+        settings.network, classes, options["input_size"], tuple(options["widths"]),
+        options["dropout"],
+    )  # fmt: skip
+    network = _runnable(seeded(0, architecture.build), architecture).to(where)
+    network = network.to(memory_format=torch.channels_last)
+    count, side = int(options["batch_size"]), architecture.input_size
+    noise = torch.randint(0, 256, (count, side, side, 3), dtype=torch.uint8)
+    X = PixelRows(noise, architecture.preprocessing(), where)
+    targets = (torch.arange(count) % classes).to(where)
+    recipe = replace(_recipe(options, where, 0), epochs=1)
+    rows, spent = torch.arange(count), 0.0
+    for _ in range(2):  # the first is slow for reasons of its own
+        begun = time.perf_counter()
+        descend(
+            network, X, targets, rows, rows[:0], recipe,
+            augment=CropFlip() if options["augment"] else None,
+        )  # fmt: skip
+        spent = time.perf_counter() - begun
+    return spent / count
 
 
 def _recipe(options: dict[str, Any], device: torch.device, seed: int) -> Descent:

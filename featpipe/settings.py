@@ -184,7 +184,8 @@ class TrainSettings(_Checked):
         None,
         "Images that are there twice, be it re-encoded, resized or mirrored: group keeps them on "
         "one side of every split, drop keeps one of each, keep only warns; the pictures are looked "
-        "at before anything is trained [default: they are not looked for].",
+        "at before anything is trained [default of train-head and split: they are not looked for; "
+        "of compare: group].",
         ("group", "drop", "keep"),
     )
     folds: int = option(
@@ -317,6 +318,12 @@ class ScratchSettings(_Checked):
     )
 
 
+def trained(name: str, *default: Any) -> Any:
+    """An option that is one of stage two's, perhaps with another default."""
+    one = next(one for one in fields(TrainSettings) if one.name == name)
+    return field(default=default[0] if default else one.default, metadata=one.metadata)
+
+
 @dataclass(frozen=True)
 class CompareSettings(_Checked):
     """How routes are compared: all of them on the same rows, folds and seeds."""
@@ -325,22 +332,13 @@ class CompareSettings(_Checked):
         5, "Folds of the training rows, each of which is scored once; 0: one split.", minimum=0
     )
     repeats: int = option(1, "Times that the folds are made anew.", minimum=1, maximum=1000)
-    split: str = option(
-        "auto",
-        "given: the source's own train/val/test; random: a seeded one; auto: given where there "
-        "is one; a file as featpipe split writes it, with the columns id and part.",
-        metavar="auto|given|random|FILE",
-    )
+    split: str = trained("split")
     val: float = option(
         0.2, "Share of each fold's training rows that selects epochs and candidates."
     )
-    test: float = option(0.0, "Share of the rows that selects nothing and is scored once.")
-    group: str = option(
-        "auto",
-        "Rows of one group stay on one side: auto takes the groups of the images, none ignores "
-        "them, anything else is a regular expression whose first group in the id is the group.",
-        metavar="auto|none|REGEX",
-    )
+    test: float = trained("test")
+    group: str = trained("group")
+    leaks: str = trained("leaks", "group")
     select: str = option(
         "accuracy",
         "What chooses among a route's candidates, on rows that are not scored.",
@@ -359,17 +357,9 @@ class CompareSettings(_Checked):
         "Label budgets of networks that are trained, too (from scratch, fine-tuned): a training "
         "for each size and fold.",
     )
-    seed: int = option(
-        0, "Seed of the split, the initial weights and the batches.", minimum=0, maximum=SEEDS
-    )
-    device: str = option("auto", "auto, cpu, cuda, cuda:1, mps.")
-    memory: float | None = option(
-        None,
-        "GiB that features may take; larger ones are read block by block, by linear, mlp, "
-        "logistic and tail [default: a quarter of the machine's].",
-        minimum=1e-6,
-        maximum=1e9,
-    )
+    seed: int = trained("seed")
+    device: str = trained("device")
+    memory: float | None = trained("memory")
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -65,9 +65,14 @@ def wanted_by(route: Route, extract: ExtractSettings) -> Wanted | None:
         return None
     own = dict(route.extract)
     if parse_backbone(route.backbone)[0] == "pixels":
-        extract = replace(extract, layer=(), pool="auto", weights=None, input_size=None)
+        extract = plain_of(extract)
     layer = (route.layer,) if route.layer else ()
     return Wanted(route.backbone, replace(extract, layer=layer, **own))
+
+
+def plain_of(extract: ExtractSettings) -> ExtractSettings:
+    """Settings for pixels: only how to compute."""
+    return replace(extract, layer=(), pool="auto", weights=None, input_size=None)
 
 
 def together(wanted: Iterable[Wanted]) -> list[Wanted]:
@@ -90,9 +95,18 @@ class SharedFeatures:
     folder : Path
     loaded : mapping of str to Backbone
         Those that are not loaded by their name.
+    read_only : bool
+        Leave the folder's index as it is.
     """
 
-    def __init__(self, source: ImageSource, folder: Path, loaded: Mapping[str, Backbone]) -> None:
+    def __init__(
+        self,
+        source: ImageSource,
+        folder: Path,
+        loaded: Mapping[str, Backbone],
+        read_only: bool = False,
+    ) -> None:
+        self._read_only = read_only
         self._source, self._folder, self._loaded = source, folder, loaded
         self._stack = contextlib.ExitStack()
         self._index = self._read_index()
@@ -149,7 +163,8 @@ class SharedFeatures:
                 elif new:
                     entry["peak"] = peak.resident
                 self.peaks[cache.path] = entry.get("peak")
-                save_json(self._folder / INDEX, self._index)
+                if not self._read_only:
+                    save_json(self._folder / INDEX, self._index)
                 for layer in layers or ("",):
                     self._caches[one.key, layer] = cache
         except Exception as error:  # the other routes go on

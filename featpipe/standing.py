@@ -137,7 +137,7 @@ def outcome(standing: Standing, rounds: Rounds, targets: Targets, held: Held) ->
     elif part == "test":
         test = scores.to_dict()
     facts = next((one for one in reversed(list(trials.values())) if one.parameters), ranking[0])
-    fit = sum(trial.seconds for trial in trials.values())
+    fit = float(np.mean([trial.seconds for trial in ranking]))
     shown = _names(targets, held)
     return RouteResult(
         name=route.name,
@@ -180,6 +180,7 @@ def outcome(standing: Standing, rounds: Rounds, targets: Targets, held: Held) ->
             "tried": facts.candidates,
             "epochs": [trial.epochs for trial in ranking],
             "trainings": len(trials) * len(route.candidates),
+            "fit_seconds_of_all": sum(trial.seconds for trial in trials.values()),
             "resumed": any(trial.resumed for trial in trials.values()),
             "peak": facts.peak_meaning,
             "peak_device_bytes": max(t.peak_device_bytes for t in trials.values()),

@@ -1,12 +1,13 @@
 """Running a route on the rounds of a comparison: trained, chosen by selecting rows, scored."""
 
+import functools
 import time
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import torch
 
 from featpipe.cache import FeatureCache
 from featpipe.calibration import apply_temperature
@@ -33,7 +34,6 @@ from featpipe.train import OnEpoch, fit_and_score
 from featpipe.viewing import features_of
 
 TIMED = 256  # rows that are predicted to know how fast that is
-Unfinished = Callable[[str], AbstractContextManager[Any]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -176,6 +176,7 @@ def network_trial(
     Within `featpipe.checkpoint.checkpointing` it goes on where it was interrupted.
     """
     choice, seconds, predict = _Choice(ground, route, one), 0.0, None
+    _load_optimizers()
     kept: tuple[Result, float] | None = None
     device = choose_device(ground.settings.device)
     with measured(device) as peak:
@@ -282,6 +283,12 @@ def _raw(result: Result, part: str) -> np.ndarray:
     """Probabilities as the network gives them, before the temperature."""
     temperature = float(result.calibration.get("temperature", 1.0))
     return apply_temperature(result.proba[part], 1 / temperature)
+
+
+@functools.cache
+def _load_optimizers() -> None:
+    """What torch imports with the first optimizer takes seconds that are of no route."""
+    torch.optim.SGD([torch.zeros(1, requires_grad=True)], 1.0)
 
 
 def _resumed() -> bool:

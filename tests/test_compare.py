@@ -32,7 +32,8 @@ SCRATCH = ScratchSettings(epochs=2, input_size=32)
 HEADS = ("linear", "sklearn-logistic")
 LINES = ("scratch=two-layer epochs=2 input_size=32 seed=1", "pixels=centroid", "pixels=knn")
 TIMES = {"seconds", "created", "images_per_second", "cost", "peak_bytes", "verdict", "peak",
-         "decode_seconds", "predict_seconds", "extraction_seconds", "resumed"}  # fmt: skip
+         "decode_seconds", "predict_seconds", "extraction_seconds", "fit_seconds_of_all",
+         "resumed"}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -398,3 +399,46 @@ def test_nothing_to_compare_and_images_without_labels_are_refused(tmp_path: Path
     shutil.copy(next((DATA / "shapes").rglob("*.jpg")), tmp_path / "flat")
     with pytest.raises(SplitError, match="label"):
         compare_routes(tmp_path / "flat", ["pixels"], out=tmp_path / "out")
+
+
+def test_copies_stay_on_one_side_and_are_listed(tmp_path: Path) -> None:
+    shutil.copytree(DATA / "shapes", tmp_path / "shapes")
+    for name in ("circle", "square"):
+        file = min((tmp_path / "shapes" / name).iterdir())
+        shutil.copy(file, file.with_name(f"again_{file.name}"))
+    source = open_images(tmp_path / "shapes")
+    ids = source.table.ids.tolist()
+    again = [row for row, name in enumerate(ids) if "again_" in name]
+    assert len(again) == 2
+    pairs = [(ids.index(ids[row].replace("again_", "")), row) for row in again]
+
+    def run(policy: str) -> Comparison:
+        settings = CompareSettings(folds=3, budgets=(), leaks=policy, device="cpu")
+        routes = parse_route("pixels=centroid")
+        return compare_routes(source, out=tmp_path / policy, settings=settings, routes=routes)
+
+    grouped = run("group")
+    assert grouped.results.leaks is not None
+    assert grouped.results.leaks.policy == "group"
+    assert sorted(map(sorted, grouped.results.leaks.exact)) == sorted(map(sorted, pairs))
+    for one in grouped.rounds.every:
+        for rows in (one.fit, one.select, one.scored):
+            for first, other in pairs:
+                assert (first in rows) == (other in rows)
+    dropped = run("drop")
+    assert len(dropped.split.train) == 36
+    assert len(run("keep").split.train) == 38
+
+
+def test_copies_are_looked_for_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from featpipe import guard
+
+    def run(*lines: str) -> Comparison:
+        routes = [route for line in lines for route in parse_route(line)]
+        return compare_routes(DATA / "shapes", out=tmp_path, settings=SETTINGS, routes=routes)
+
+    first = run("pixels=centroid")
+    monkeypatch.setattr(guard, "find_duplicates", lambda *_: pytest.fail("looked again"))
+    second = run("pixels=centroid", f"backbone={NET} input_size=64")
+    assert second.results.leaks == first.results.leaks
+    assert second.split.train.tolist() == first.split.train.tolist()

@@ -75,6 +75,7 @@ def test_a_line_is_the_same_as_a_table(tmp_path: Path) -> None:
     assert parse_route(line) == read_routes(written(tmp_path, table))
     assert len(parse_route("backbone=mobilenet_v2,vgg16 head=linear,knn")) == 4
     assert parse_route("scratch=small widths=8,16")[0].options["widths"] == (8, 16)
+    assert parse_route("pixels=knn name=3")[0].name == "3"
     assert parse_route("scratch=small input-size=32")[0].options["input_size"] == 32
 
 
@@ -157,3 +158,10 @@ def test_a_loaded_backbone_has_its_own_title() -> None:
     route = checked(Route("", "head", str(loaded), head="linear"))
     [one] = named([route], {str(loaded): loaded})
     assert one.name == "squeezenet1_1 (random weights) + linear"
+
+
+def test_the_documented_file_is_one(tmp_path: Path) -> None:
+    text = (Path(__file__).parents[1] / "docs" / "compare.md").read_text(encoding="utf-8")
+    block = text.partition("```toml\n")[2].partition("```")[0]
+    routes = named(read_routes(written(tmp_path, block)))
+    assert [route.kind for route in routes] == ["scratch", *["head"] * 7, "finetune", "pixels"]

@@ -11,6 +11,7 @@ from featpipe.cache import FeatureCache
 from featpipe.cli._output import percent, print_table, say, seconds
 
 if TYPE_CHECKING:
+    from featpipe.compare_plan import ComparisonPlan
     from featpipe.results import Results
     from featpipe.route_results import RouteResult
 
@@ -73,8 +74,8 @@ def print_comparison(results: "Results") -> None:
         f"{design['select_budget']} candidates."
     )
     say(
-        "Cold: from image files to scored classifiers, all folds; warm: from features. Peak: of "
-        "the whole process while the route ran."
+        "Cold: one classifier from image files, choosing among its candidates; warm: from "
+        "features or decoded pixels. Peak: of the whole process while the route ran."
     )
 
 
@@ -98,3 +99,38 @@ def _costs(route: "RouteResult") -> list[str]:
         "-" if rate is None else f"{rate:,.0f}",
         "-" if route.parameters is None else f"{route.parameters:,}",
     ]
+
+
+def print_plan(plan: "ComparisonPlan") -> None:
+    """What a comparison would run, on stdout."""
+    rows = []
+    for one in plan.features:
+        what = ", ".join(one.layers) or "penultimate features"
+        told = one.note or f"{one.images} images to compute"
+        rows.append([f"{one.backbone}: {what}", told, _about(one.seconds), _megabytes(one.bytes)])
+    for route in plan.routes:
+        told = route.note or f"{route.trainings} trainings"
+        if route.kept:
+            told += f", {route.kept} of {plan.rounds} rounds kept"
+        if route.candidates > 1:
+            told += f", {route.candidates} candidates"
+        rows.append([route.name, told, _about(route.seconds), "-"])
+    print_table(["what", "to do", "about", "MB kept"], rows, left=2)
+    say(
+        f"About {_about(plan.seconds)} in all, {plan.disk_bytes / 1e6:,.1f} MB to keep, "
+        f"{plan.temporary_bytes / 1e6:,.1f} MB of temporary files. {plan.rounds} rounds for each "
+        f"route; each may choose among {plan.select_budget} candidates. Networks may stop earlier."
+    )
+    say(f"Measured on a few images and batches, in {seconds(plan.calibration_seconds)} s.")
+
+
+def _about(value: float | None) -> str:
+    if value is None:
+        return "-"
+    if value < 100:
+        return f"{value:.0f} s"
+    return f"{value / 60:.0f} min" if value < 6000 else f"{value / 3600:.1f} h"
+
+
+def _megabytes(count: int) -> str:
+    return "-" if not count else f"{count / 1e6:,.1f}"

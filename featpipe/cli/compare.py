@@ -96,6 +96,16 @@ def command(
     settings = replace(settings, device=extract.device)
     old = None if against is None else Results.load(against)  # before anything is written over it
     more |= {"extract": extract, "settings": settings, "routes": routes}
+    if plan:
+        from featpipe.cli._text import print_plan
+        from featpipe.compare_plan import plan_comparison
+
+        planned = plan_comparison(images, backbones, out=out, **more)
+        if as_json:
+            print_json(planned.to_dict())
+        else:
+            print_plan(planned)
+        return
     with progress(quiet) as reporter:
         try:
             comparison = compare_routes(images, backbones, out=out, on_progress=reporter, **more)
