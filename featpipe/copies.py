@@ -1,5 +1,6 @@
 """Images that are there several times: never on both sides of a split, or only once."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -9,6 +10,8 @@ from scipy.sparse.csgraph import connected_components
 from featpipe.folds import ALONE
 from featpipe.split_file import Split
 from featpipe.table import text_column
+
+Division = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,6 +103,25 @@ class Copies:
 
         folds = tuple((wider(train), wider(val)) for train, val in divided.folds)
         return Split(wider(divided.train), wider(divided.val), wider(divided.test), origin, folds)
+
+    def divide(self, rows: np.ndarray, divide: Division) -> tuple[np.ndarray, np.ndarray]:
+        """Divide some rows in two without tearing a picture, such as a fold's training rows.
+
+        Parameters
+        ----------
+        rows : int array, ascending
+        divide : callable
+            Of one row of each picture, gives those that are kept and those that are taken away,
+            such as `featpipe.folds.divide`.
+
+        Returns
+        -------
+        kept, taken : int arrays, ascending
+        """
+        whole = Split(rows, rows[:0], rows[:0], "")
+        kept, taken = divide(self.thin(whole).train)
+        found = self.spread(Split(kept, taken, rows[:0], ""), whole)
+        return found.train, found.val
 
 
 def joined(pairs: np.ndarray, count: int) -> np.ndarray:

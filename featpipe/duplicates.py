@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 # half of them mirrored, 0.4 to 1.5 times as large, JPEG or WebP of quality 30 to 95.
 NEIGHBOURS = 10  # 149 of 150 copies were the very nearest or the next to what they are copies of
 LEAST_SIMILARITY = 0.3  # copies: 0.42 and more
-MOST_BITS = 20  # of 256. Copies: at most 8; two different pictures of four sets: at least 30
+MOST_BITS = 20  # of 256. Copies: at most 12; two different pictures of four sets: at least 30
 MOST_COLOUR = 0.1  # copies: at most 0.011, an edited one 0.06; a blue circle for a red one: more
 Report = Callable[[str], Callable[[int, int], None]]
 

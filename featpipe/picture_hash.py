@@ -21,11 +21,11 @@ class PictureHash:
 
     Attributes
     ----------
-    bits, mirrored : bool array, shape (256,)
-        Perceptual hash (pHash): which of the 16 x 16 lowest frequencies of the brightness, by a
-        discrete cosine transform of 64 x 64 pixels, are above their median.
-    colours : float32 array, shape (8, 8, 3)
-        Mean RGB of each part of the picture, from 0 to 1.
+    bits, mirrored : uint8 array, shape (32,)
+        Perceptual hash (pHash), 256 bits: which of the 16 x 16 lowest frequencies of the
+        brightness, by a discrete cosine transform of 64 x 64 pixels, are above their median.
+    colours : uint8 array, shape (8, 8, 3)
+        Mean RGB of each part of the picture.
 
     References
     ----------
@@ -41,9 +41,7 @@ class PictureHash:
         """Hash an RGB picture."""
         picture = _smaller(picture)
         small = picture.resize((COLOURS, COLOURS), Image.Resampling.BOX)
-        return cls(
-            _bits(picture), _bits(ImageOps.mirror(picture)), np.asarray(small, np.float32) / 255
-        )
+        return cls(_bits(picture), _bits(ImageOps.mirror(picture)), np.asarray(small))
 
     def compare(self, other: "PictureHash") -> tuple[int, float, bool]:
         """How far another picture, or its mirror image, is from this one.
@@ -57,11 +55,12 @@ class PictureHash:
         mirrored : bool
             Whether it is the mirror image that is so near.
         """
-        straight = int((self.bits != other.bits).sum())
-        turned = int(min((self.bits != other.mirrored).sum(), (self.mirrored != other.bits).sum()))
+        straight = _apart(self.bits, other.bits)
+        turned = min(_apart(self.bits, other.mirrored), _apart(self.mirrored, other.bits))
         mirrored = turned < straight
         theirs = other.colours[:, ::-1] if mirrored else other.colours
-        return min(straight, turned), float(np.abs(self.colours - theirs).mean()), mirrored
+        colour = np.abs(self.colours.astype(np.int16) - theirs).mean() / 255
+        return min(straight, turned), float(colour), mirrored
 
 
 def _smaller(picture: Image.Image) -> Image.Image:
@@ -74,8 +73,12 @@ def _smaller(picture: Image.Image) -> Image.Image:
 
 
 def _bits(picture: Image.Image) -> np.ndarray:
-    found: np.ndarray = imagehash.phash(picture, hash_size=SIDE).hash.ravel()
+    found: np.ndarray = np.packbits(imagehash.phash(picture, hash_size=SIDE).hash)
     return found
+
+
+def _apart(one: np.ndarray, other: np.ndarray) -> int:
+    return int(np.bitwise_count(one ^ other).sum())
 
 
 def hash_pictures(

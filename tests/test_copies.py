@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from featpipe.copies import Copies, joined
 from featpipe.errors import SplitError
+from featpipe.folds import Strata, divide
 from featpipe.settings import TrainSettings
 from featpipe.split import Split, load_split, row_groups, save_split, split_rows
 from featpipe.table import ImageTable, make_table
@@ -105,6 +106,24 @@ def test_a_split_file_is_thinned_where_it_tears_a_picture(
     assert set(copies.numbers[found.test].tolist()) == set(copies.numbers[torn.test].tolist())
     save_split(found, table, path)
     assert np.array_equal(load_split(path, table, usable).train, found.train)
+
+
+@settings(deadline=None, max_examples=30)
+@given(copied(splits=False), st.floats(0.1, 0.5))
+def test_rows_of_a_fold_are_divided_likewise(
+    drawn: tuple[ImageTable, Copies], share: float
+) -> None:
+    table, copies = drawn
+    assert table.labels is not None
+    strata = Strata(table.labels, table.classes, None)
+    rows = np.arange(len(table))[::2]
+    kept, taken = copies.divide(rows, lambda some: divide(some, strata, share, 0))
+    assert not set(copies.numbers[kept].tolist()) & set(copies.numbers[taken].tolist())
+    both = np.union1d(kept, taken)
+    if copies.follow:
+        assert np.array_equal(both, rows)
+    else:
+        assert len(both) == len(set(copies.numbers[rows].tolist()))
 
 
 def test_a_pair_changes_no_more_than_it_must() -> None:
