@@ -239,20 +239,26 @@ def _rate(before: float | None, predict_seconds: float | None) -> float | None:
 def _cost(
     standing: Standing, ranking: Sequence[Trial], accuracies: Sequence[float]
 ) -> list[CostPoint]:
-    """The best accuracy by a time: of one training, epoch by epoch where there are some.
+    """Accuracy by a time, of one training: where there are epochs, of the best until then.
 
-    The curve is that of one round, on the rows that selected; the last point is what the ranking
-    rounds came to.
+    Those are on the rows that select, as a mean over the rounds that have them; the last point is
+    on the scored rows, and so may lie below the one before.
     """
-    one = float(np.mean([trial.seconds for trial in ranking]))
-    facts = next((t for t in reversed(list(standing.trials.values())) if t.parameters), ranking[0])
-    points: list[CostPoint] = []
-    best = 0.0
-    for number, row in enumerate(facts.curves, 1):
-        if row.get("val_accuracy", 0.0) > best:
-            best = row["val_accuracy"]
-            seconds = standing.extract_seconds + one * number / len(facts.curves)
-            points.append(CostPoint(seconds, best))
-    total, mean = standing.extract_seconds + one, float(np.mean(accuracies))
-    points = [point for point in points if point.seconds < total]
-    return [*points, CostPoint(total, mean)]
+    total = standing.extract_seconds + float(np.mean([trial.seconds for trial in ranking]))
+    points = [CostPoint(total, float(np.mean(accuracies)))]
+    curves = [
+        np.maximum.accumulate([row["val_accuracy"] for row in trial.curves])
+        for trial in standing.trials.values()
+        if trial.curves and all("val_accuracy" in row for row in trial.curves)
+    ]
+    if not curves:
+        return points
+    epochs = max(map(len, curves))
+    best = np.mean([np.pad(one, (0, epochs - len(one)), mode="edge") for one in curves], axis=0)
+    training = total - standing.extract_seconds
+    rising = [
+        CostPoint(standing.extract_seconds + training * (number + 1) / epochs, float(one))
+        for number, one in enumerate(best)
+        if not number or one > best[number - 1]
+    ]
+    return [*(one for one in rising if one.seconds < total), *points]

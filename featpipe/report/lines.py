@@ -62,7 +62,7 @@ def budget_chart(results: Results) -> Chart | None:
 
 
 def cost_chart(results: Results) -> Chart | None:
-    """The best accuracy each route has reached by a time."""
+    """What accuracy each route has reached by a time."""
     routes = [(number, route) for number, route in _numbered(results) if route.cost]
     times = [one.seconds for _, route in routes for one in route.cost]
     if not times:
@@ -71,19 +71,24 @@ def cost_chart(results: Results) -> Chart | None:
     series, rows = [], []
     for number, route in routes:
         points: list[Point] = []
-        for one in sorted(route.cost, key=lambda one: one.seconds):
-            says = f"{route.name}: {percent(one.accuracy)} % after {seconds(one.seconds)}"
+        cost = sorted(route.cost, key=lambda one: one.seconds)
+        for place, one in enumerate(cost, 1):
+            on = "scored images" if place == len(cost) else "selecting images"
+            says = f"{route.name}: {percent(one.accuracy)} % of the {on}"
+            says += f" after {seconds(one.seconds)}"
             points.append((max(one.seconds, least), one.accuracy, None, says))
-            rows.append([route.name, seconds(one.seconds), percent(one.accuracy)])
+            rows.append([route.name, seconds(one.seconds), percent(one.accuracy), on])
         series.append((route.name, number, points))
     low, high = least / 1.15, max(max(times), least) * 1.15
     return _drawn(
-        "The best accuracy each route has reached by a time, from image files on.",
+        "Accuracy that each route has reached by a time, from image files on. The last mark of a "
+        "route is on the scored images; those before it are of the best epoch until then, on the "
+        "images that select it, and so a little flattered.",
         ("time from image files, logarithmic", "accuracy, %"),
         series,
         (low, high),
         [(value, seconds(value)) for value in _times(low, high)],
-        ["route", "time", "accuracy, %"],
+        ["route", "time", "accuracy, %", "of"],
         rows,
         logarithmic=True,
         steps=True,
