@@ -123,7 +123,7 @@ class SharedRows:
         """A task of rows of the table as one of the rows that are shared."""
         parts = (task.train, task.select, task.scored)
         train, select, scored = (np.searchsorted(self._rows, part) for part in parts)
-        return Task(train, select, scored)
+        return Task(train, select, scored, seed=task.seed)
 
     def _read(self) -> np.ndarray:
         return features_of(self._cache, self._layer, self._rows, self._viewing.held, self._halves)

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from copy import copy
 from typing import Any, Self
 
 import numpy as np
@@ -17,6 +18,7 @@ from sklearn.utils.validation import (
 
 from featpipe.descent import Epochs
 from featpipe.errors import HeadError
+from featpipe.settings import SEEDS
 from featpipe.spec import Spec
 from featpipe.streamed import StreamedRows, moments, scales
 from featpipe.targets import probabilities
@@ -279,7 +281,7 @@ class Head(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         for number, head in enumerate(heads):
             for place, task in enumerate(tasks):
                 begun = time.perf_counter()
-                fitted = clone(head)
+                fitted = clone(head.drawing(task))
                 if "standardize" in fitted.get_params():
                     fitted.set_params(standardize=False)
                 select = (X[task.select], targets[task.select])
@@ -292,6 +294,14 @@ class Head(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
                 seconds = time.perf_counter() - begun
                 yield Outcome(number, place, None if note else proba, seconds, 0, note)
 
+    def drawing(self, task: Task) -> Self:
+        """This head; a copy with a seed of its own, where it has one and the task says so."""
+        if not task.seed or "seed" not in self.get_params():
+            return self
+        other = copy(self)
+        other.seed = (self.seed + task.seed) % (SEEDS + 1)
+        return other
+
     def refit(self, epochs: Sequence[int]) -> Self:
         """An unfitted copy for all rows at once, when parts of them have been tried.
 
@@ -300,8 +310,8 @@ class Head(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         epochs : sequence of int
             How many each trial's fit had seen; empty for heads without epochs.
         """
-        copy: Self = clone(self)
-        return copy
+        fresh: Self = clone(self)
+        return fresh
 
     def _standardized(self, X: np.ndarray) -> np.ndarray:
         if self._mean is None:

@@ -40,7 +40,7 @@ def budget_rounds(
         for size in [*sorted({size for size in sizes if size < most}), None]:
             few = np.sort(np.concatenate([rows[:size] for rows in drawn]))
             name = f"{one.name}-{size or 'all'}"
-            found.setdefault(size, []).append(Round(name, few, nothing, one.scored))
+            found.setdefault(size, []).append(Round(name, few, nothing, one.scored, seed=one.seed))
     # A size that not all folds have would be another mean.
     folds = len(rounds.once)
     return {size: some for size, some in found.items() if len(some) == folds}
@@ -76,7 +76,7 @@ def head_curve(
     for options in _different(chosen):
         places = [place for place, one in enumerate(chosen) if one == options]
         some = [found[place] for found in wanted.values() for place in places]
-        tasks = [Task(one.fit, one.select, one.scored) for one in some]
+        tasks = [Task(one.fit, one.select, one.scored, seed=one.seed) for one in some]
         for outcome in shared.run([heads[places[0]]], tasks):
             one = some[outcome.task]
             if outcome.proba is None:

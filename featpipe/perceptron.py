@@ -161,7 +161,7 @@ class PerceptronHead(Head):
             class_weight=class_weights(
                 self.class_weight, targets[task.train], shape.widths[-1], self
             ),
-            seed=self.seed,
+            seed=(self.seed + task.seed) % (SEEDS + 1),
             views=task.views,
         )
 

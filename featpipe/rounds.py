@@ -26,6 +26,8 @@ class Round:
         What is predicted. Only of one split without test rows it is `select`.
     repeat : int
         Which repetition of the folds.
+    seed : int
+        Is added to that of each route: a lucky draw is one fold's, not all folds'.
     """
 
     name: str
@@ -33,6 +35,7 @@ class Round:
     select: np.ndarray
     scored: np.ndarray
     repeat: int = 0
+    seed: int = 0
 
     @property
     def pool(self) -> np.ndarray:
@@ -129,7 +132,8 @@ def make_rounds(
             repeat, seen = repeat + 1, set()
         seen.update(scored.tolist())
         fit, select = _divided(train, strata, val, seed, copies)
-        ranking.append(Round(f"fold-{number:04d}", fit, select, scored, repeat))
+        drawn = int(np.random.SeedSequence([seed, number]).generate_state(1)[0])
+        ranking.append(Round(f"fold-{number:04d}", fit, select, scored, repeat, drawn))
     test = None
     if len(split.test):
         fit, select = _divided(split.train, strata, val, seed, copies)

@@ -276,8 +276,9 @@ def preprocessing_of(route: Route) -> Preprocessing:
 
 
 def _name(one: Round) -> str:
-    """Of a round's file: the rows are part of it."""
-    return f"{one.name}-" + _digest([one.fit.tolist(), one.select.tolist(), one.scored.tolist()])
+    """Of a round's file: the rows are part of it, and what it draws."""
+    rows = [one.fit.tolist(), one.select.tolist(), one.scored.tolist()]
+    return f"{one.name}-" + _digest([*rows, one.seed])
 
 
 def _digest(values: Any) -> str:

@@ -19,12 +19,15 @@ class Task:
     views : int
         Rows that there are of each image, of which `train` names the first, the plain one; those
         of an image follow each other.
+    seed : int
+        Is added to that of heads that have one, so that no two fits need draw the same.
     """
 
     train: np.ndarray
     select: np.ndarray
     scored: np.ndarray
     views: int = 1
+    seed: int = 0
 
     @property
     def every(self) -> np.ndarray:

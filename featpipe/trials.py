@@ -44,9 +44,10 @@ class Ground:
     targets: Targets
     settings: CompareSettings
 
-    def training(self, route: Route) -> TrainSettings:
-        """Stage two's settings for a route."""
-        seed = (self.settings.seed + route.seed) % (SEEDS + 1)
+    def training(self, route: Route, one: Round | None = None) -> TrainSettings:
+        """Stage two's settings for a route; in a round, with what that draws."""
+        drawn = one.seed if one else 0
+        seed = (self.settings.seed + route.seed + drawn) % (SEEDS + 1)
         return replace(self.settings.rows, folds=0, repeats=1, seed=seed)
 
     def candidates(self, route: Route) -> list[dict[str, Any]]:
@@ -121,7 +122,10 @@ def head_trials(
     settings, targets = ground.training(route), ground.targets
     heads = [build_head(route.head, settings, some) for some in ground.candidates(route)]
     layer, begun = cache.layer(route.layer), time.perf_counter()
-    tasks = [Task(one.fit, one.select, np.union1d(one.select, one.scored)) for one in rounds]
+    tasks = [
+        Task(one.fit, one.select, np.union1d(one.select, one.scored), seed=one.seed)
+        for one in rounds
+    ]
     choices = [_Choice(ground, route, one) for one in rounds]
     best: dict[int, Outcome] = {}
     seconds = np.zeros(len(rounds))
@@ -191,8 +195,8 @@ def network_trial(
                 else:
                     assert decoded is not None
                     _, result = train_from_scratch(
-                        ground.source, one.split, route.scratch(options), ground.training(route),
-                        on_epoch, decoded=decoded,
+                        ground.source, one.split, route.scratch(options),
+                        ground.training(route, one), on_epoch, decoded=decoded,
                     )  # fmt: skip
                     took = time.perf_counter() - begun
                     predict = result.conditions["predict_seconds"]
@@ -235,7 +239,7 @@ def budget_trial(
         _, result = _fitted(ground, route, cache, one, options)
     else:
         _, result = train_from_scratch(
-            ground.source, one.split, route.scratch(options), ground.training(route),
+            ground.source, one.split, route.scratch(options), ground.training(route, one),
             decoded=decoded,
         )  # fmt: skip
     return result.scores[one.part].accuracy
@@ -250,7 +254,7 @@ def _fitted(
     on_epoch: OnEpoch | None = None,
 ) -> tuple[Classifier, Result]:
     assert route.head is not None
-    settings = ground.training(route)
+    settings = ground.training(route, one)
     own = {"trust_code": True} if route.trains_network else {}
     if route.trains_network and route.extract.get("weights"):
         own["weights"] = route.extract["weights"]

@@ -57,7 +57,7 @@ class Viewing:
         """The same task of items, given one of images."""
         held = self.held
         scored = every_view(task.scored * held, self.scored)
-        return Task(task.train * held, task.select * held, scored, self.trained)
+        return Task(task.train * held, task.select * held, scored, self.trained, task.seed)
 
     def means(self, blocks: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
         """Probabilities of images, given those of scored items, block by block of any length."""

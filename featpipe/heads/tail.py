@@ -294,7 +294,8 @@ class Head(AnyHead):
                 begun = time.perf_counter()
                 proba, note, kept = None, "", 0
                 try:
-                    network, curves = head._trained(rows, targets, n_classes, task)
+                    drawing = head.drawing(task)
+                    network, curves = drawing._trained(rows, targets, n_classes, task)
                 except HeadError as error:
                     note = str(error)
                 else:
