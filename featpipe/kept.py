@@ -47,7 +47,7 @@ class Trial:
     peak_bytes, peak_device_bytes : int or None
     peak_meaning : str
     resumed : bool
-        Whether `seconds` leaves out what an interrupted run had done.
+        Whether a training went on where it was interrupted; `seconds` are of all of it.
     curves : list of dict
     conditions : dict
     """
