@@ -272,7 +272,9 @@ class Stage:
             else:
                 held = held_out(standing.trials, self.rounds, self.targets)
                 self.held[route.name] = held
-                self.found[route.name] = outcome(standing, self.rounds, self.targets, held)
+                self.found[route.name] = outcome(
+                    standing, self.rounds, self.targets, held, self.drawn
+                )
             if number >= len(kept):
                 results = self.results()
                 results.save(folder)

@@ -188,7 +188,8 @@ class _Stack:
 
     def _state(self) -> dict[str, Any]:
         return {
-            "seconds": checkpoint.clock() - self.started, "epoch": self.epoch, "steps": self.optimizer.steps,
+            "seconds": checkpoint.clock() - self.started,
+            "epoch": self.epoch, "steps": self.optimizer.steps,
             "active": torch.from_numpy(self.active), "lowest": torch.from_numpy(self.lowest),
             "tensors": self._tensors(), "draws": [draws.state() for draws in self.draws.values()],
             "found": [(one.curves, one.kept, one.diverged) for one in self.found],

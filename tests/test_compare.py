@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from featpipe import trials
+from featpipe.calibration import wilson
 from featpipe.compare import Comparison, compare_routes
 from featpipe.errors import RouteError, SplitError
 from featpipe.images import open_images
@@ -449,3 +450,21 @@ def test_copies_are_looked_for_once(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     second = run("pixels=centroid", f"backbone={NET} input_size=64")
     assert second.results.leaks == first.results.leaks
     assert second.split.train.tolist() == first.split.train.tolist()
+
+
+def test_images_of_one_group_make_the_accuracy_less_sure(tmp_path: Path) -> None:
+    widths = []
+    for group in ("none", r"(\d)\."):
+        settings = CompareSettings(folds=0, test=0.3, budgets=(), group=group, device="cpu")
+        found = compare_routes(
+            DATA / "shapes", out=tmp_path, settings=settings, routes=parse_route("pixels=centroid")
+        )
+        route = found.results.routes[0]
+        assert route.accuracy is not None
+        assert route.test is not None
+        low, high = route.accuracy.interval_95 or (0, 0)
+        assert [low, high] == pytest.approx(route.test["accuracy_interval_95"])
+        plain = wilson(round(route.accuracy.value * route.accuracy.n), route.accuracy.n)
+        widths.append((high - low) / (plain[1] - plain[0]))
+    assert widths[0] == pytest.approx(1)
+    assert widths[1] > 1.2
