@@ -18,7 +18,7 @@ from featpipe.errors import CacheError
 from featpipe.extract import Progress, extract_features
 from featpipe.images import ImageSource
 from featpipe.peak import measured
-from featpipe.routes import Route
+from featpipe.route import Route
 from featpipe.settings import ExtractSettings
 
 log = logging.getLogger(__name__)

@@ -107,8 +107,9 @@ def _filed(split: Split, settings: TrainSettings, strata: Strata) -> Split:
     asked = settings.folds or settings.leave_one_group_out
     if split.folds and (asked or (settings.test and not len(split.test))):
         raise SplitError(
-            f"{settings.split} has folds already, of all its training images. Leave --folds, "
-            "--leave-one-group-out and --test out, or take its fold columns away."
+            f"{settings.split} has folds already, of all its training images. Leave --folds "
+            "(or give --folds 0), --leave-one-group-out and --test out, or take its fold columns "
+            "away."
         )
     if split.folds:
         check_folds(split.folds, strata, f"Change the fold columns of {settings.split}.")

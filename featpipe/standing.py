@@ -17,6 +17,7 @@ from featpipe.kept import Trial
 from featpipe.metrics import Scores, score
 from featpipe.ranking import accuracy_interval, worth
 from featpipe.rounds import Round, Rounds
+from featpipe.route import Route
 from featpipe.route_results import (
     Accuracy,
     ClassRow,
@@ -28,7 +29,6 @@ from featpipe.route_results import (
     Seconds,
     SizePoint,
 )
-from featpipe.routes import Route
 from featpipe.sweep import validation_figures
 from featpipe.targets import Targets
 

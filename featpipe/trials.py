@@ -24,7 +24,7 @@ from featpipe.pixel_rows import Decoded
 from featpipe.preparation import by_number
 from featpipe.result import Result
 from featpipe.rounds import Round
-from featpipe.routes import Route
+from featpipe.route import Route
 from featpipe.scratch import train_from_scratch
 from featpipe.settings import SEEDS, CompareSettings, TrainSettings
 from featpipe.sweep import LOWER_IS_BETTER, validation_figures

@@ -13,6 +13,7 @@ import pytest
 from featpipe import trials
 from featpipe.calibration import wilson
 from featpipe.compare import Comparison, compare_routes
+from featpipe.compare_plan import plan_comparison
 from featpipe.errors import RouteError, SplitError
 from featpipe.images import open_images
 from featpipe.results import Results
@@ -468,3 +469,78 @@ def test_images_of_one_group_make_the_accuracy_less_sure(tmp_path: Path) -> None
         widths.append((high - low) / (plain[1] - plain[0]))
     assert widths[0] == pytest.approx(1)
     assert widths[1] > 1.2
+
+
+def split_file(path: Path, parts: str, folds: bool = False) -> str:
+    """A split of the sample images: the parts of each class's images, in turn; three folds."""
+    ids, seen = open_images(DATA / "shapes").table.ids, dict[str, int]()
+    lines = ["id,part,fold1" if folds else "id,part"]
+    for name in ids:
+        number = seen[str(name).split("/")[0]] = seen.get(str(name).split("/")[0], -1) + 1
+        part = {"r": "train", "v": "val", "t": "test"}[parts[number % len(parts)]]
+        fold = "" if not folds else f",{number % 3 + 1}" if part == "train" else ","
+        lines.append(f"{name},{part}{fold}")
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return str(path)
+
+
+def test_candidates_are_refused_where_the_split_has_no_rows_to_choose_among(
+    tmp_path: Path,
+) -> None:
+    routes = parse_route("pixels=knn sweep.k=1,3")
+    given: dict[str, Any] = {"budgets": (), "val": 0.0, "device": "cpu"}
+
+    def run(parts: str, folds: int) -> Comparison:
+        path = split_file(tmp_path / "split.csv", parts)
+        settings = CompareSettings(split=path, folds=folds, **given)
+        return compare_routes(DATA / "shapes", out=tmp_path, settings=settings, routes=routes)
+
+    for parts, folds in (("rrt", 0), ("rrrrt", 2)):
+        with pytest.raises(RouteError, match="no rows to choose among them"):
+            run(parts, folds)
+    assert len(run("rrrvt", 0).rounds.ranking[0].select)
+    # What the table brings is as good.
+    table = tmp_path / "table.csv"
+    lines = Path(split_file(tmp_path / "split.csv", "rrrvt")).read_text(encoding="utf-8")
+    rows = [line.split(",") for line in lines.splitlines()[1:]]
+    text = ["path,label,split", *(f"{one},{one.split('/')[0]},{part}" for one, part in rows)]
+    table.write_text("\n".join(text) + "\n", encoding="utf-8")
+    found = compare_routes(
+        table, out=tmp_path / "table", settings=CompareSettings(folds=0, **given), routes=routes,
+        image_settings=ImageSettings(root=str(DATA / "shapes"), label_column="label"),
+    )  # fmt: skip
+    assert found.results.routes[0].candidates == 2
+
+
+def test_folds_of_a_split_file_are_taken_and_its_validation_rows_select(tmp_path: Path) -> None:
+    routes = parse_route("pixels=centroid")
+    settings = CompareSettings(
+        split=split_file(tmp_path / "split.csv", "rrrvt", folds=True), budgets=(), device="cpu"
+    )
+    found = compare_routes(DATA / "shapes", out=tmp_path, settings=settings, routes=routes)
+    assert found.results.design["folds"] == 3
+    for one in found.rounds.every:
+        assert one.select.tolist() == found.split.val.tolist()
+        assert len(one.select)
+        assert not set(one.fit) & set(one.select)
+    # And what a comparison leaves can be used for the next one.
+    plain = CompareSettings(folds=2, repeats=2, budgets=(), device="cpu")
+    first = compare_routes(DATA / "shapes", out=tmp_path / "a", settings=plain, routes=routes)
+    again = CompareSettings(split=str(tmp_path / "a" / "split.csv"), budgets=(), device="cpu")
+    second = compare_routes(DATA / "shapes", out=tmp_path / "b", settings=again, routes=routes)
+    assert second.results.design["folds"] == 2
+    assert second.results.design["repeats"] == 2
+    assert [one.scored.tolist() for one in second.rounds.ranking] == [
+        one.scored.tolist() for one in first.rounds.ranking
+    ]
+    other = CompareSettings(split=again.split, folds=3, budgets=(), device="cpu")
+    with pytest.raises(SplitError, match="--folds 0"):
+        compare_routes(DATA / "shapes", out=tmp_path / "b", settings=other, routes=routes)
+
+
+def test_a_single_class_is_refused_before_anything_is_computed(tmp_path: Path) -> None:
+    shutil.copytree(DATA / "shapes" / "circle", tmp_path / "shapes" / "circle")
+    for ask in (compare_routes, plan_comparison):
+        with pytest.raises(SplitError, match="of one class, 'circle'"):
+            ask(tmp_path / "shapes", out=tmp_path / "out", routes=parse_route("pixels=centroid"))
+    assert not list(tmp_path.glob("out/*.h5"))
