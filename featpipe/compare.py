@@ -18,7 +18,7 @@ from featpipe.duplicates import Duplicates, decide
 from featpipe.errors import RouteError
 from featpipe.extract import Progress
 from featpipe.folds import ALONE, Strata
-from featpipe.guard import duplicates_in, known_duplicates, leaks_of
+from featpipe.guard import duplicates_in, known_duplicates, leaks_of, same_files
 from featpipe.images import ImageSource, open_images
 from featpipe.loading import scan
 from featpipe.ranking import differences
@@ -236,7 +236,7 @@ class Stage:
         if look:
             self.duplicates: Duplicates | None = duplicates_in(source, caches, *kept)
         else:
-            self.duplicates = known_duplicates(source, *kept)
+            self.duplicates = known_duplicates(source, *kept) or same_files(digests, table)
         copies = decide(self.duplicates, settings.leaks) if self.duplicates else None
         self.split = divided(table, settings, self.usable, copies)
         assert table.labels is not None

@@ -158,7 +158,4 @@ def _divided(
     """Rows to fit on and rows to select with; copies follow what they are copies of."""
     if copies is None:
         return divide(rows, strata, share, seed + 1)
-    whole = Split(rows, rows[:0], rows[:0], "")
-    fit, select = divide(copies.thin(whole).train, strata, share, seed + 1)
-    spread = copies.spread(Split(fit, select, rows[:0], ""), whole)
-    return spread.train, spread.val
+    return copies.divide(rows, lambda some: divide(some, strata, share, seed + 1))

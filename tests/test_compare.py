@@ -17,7 +17,7 @@ from featpipe.compare_plan import plan_comparison
 from featpipe.errors import RouteError, SplitError
 from featpipe.images import open_images
 from featpipe.results import Results
-from featpipe.route_results import RouteResult
+from featpipe.route_results import RouteResult, SizePoint
 from featpipe.routes import parse_route
 from featpipe.settings import (
     CompareSettings,
@@ -544,3 +544,39 @@ def test_a_single_class_is_refused_before_anything_is_computed(tmp_path: Path) -
         with pytest.raises(SplitError, match="of one class, 'circle'"):
             ask(tmp_path / "shapes", out=tmp_path / "out", routes=parse_route("pixels=centroid"))
     assert not list(tmp_path.glob("out/*.h5"))
+
+
+def test_images_that_are_too_few_because_they_are_copies_are_told_so(tmp_path: Path) -> None:
+    shutil.copytree(DATA / "shapes", tmp_path / "shapes")
+    files = sorted((tmp_path / "shapes" / "circle").iterdir())
+    for file in files[1:]:
+        file.unlink()
+        shutil.copy(files[0], file.with_suffix(files[0].suffix))
+    for ask in (compare_routes, plan_comparison):
+        with pytest.raises(SplitError, match=r"11 copies of other images do not count"):
+            ask(tmp_path / "shapes", out=tmp_path / "out", routes=parse_route("pixels=centroid"))
+
+
+def test_a_damaged_label_budget_is_made_again(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    settings = CompareSettings(folds=2, budgets=(1, 2), device="cpu")
+
+    def run() -> list[SizePoint]:
+        found = compare_routes(
+            DATA / "shapes", out=tmp_path, settings=settings, routes=parse_route("pixels=centroid")
+        )
+        return found.results.routes[0].budget
+
+    whole = run()
+    assert len(whole) == 3
+    [file] = (tmp_path / "routes").rglob("budget-*")
+    kept = file.read_bytes()
+    edited = kept.replace(b'"size": 1, "value": 0.', b'"size": 1, "value": 1.')
+    assert edited != kept
+    for content in (b"[{}]", b"[]", b"", edited, kept[:-3]):
+        file.write_bytes(content)
+        caplog.clear()
+        assert run() == whole
+        assert "is run again" in caplog.text
+        assert file.read_bytes() == kept
