@@ -580,3 +580,26 @@ def test_a_damaged_label_budget_is_made_again(
         assert run() == whole
         assert "is run again" in caplog.text
         assert file.read_bytes() == kept
+
+
+@pytest.mark.parametrize(
+    "entries", ["[1]", "3", '[{"file": "../x.h5", "layers": []}]', '[{"file": "a.h5"}]']
+)
+def test_a_damaged_index_of_features_is_made_again(
+    tmp_path: Path, entries: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    def run() -> list[float]:
+        settings = CompareSettings(folds=2, budgets=(), device="cpu")
+        found = compare_routes(
+            DATA / "shapes", out=tmp_path, settings=settings, routes=parse_route("pixels=centroid")
+        )
+        return found.results.routes[0].folds.accuracy
+
+    before, index = run(), tmp_path / "features.json"
+    [key] = json.loads(index.read_text(encoding="utf-8"))
+    index.write_text(f'{{"{key}": {entries}}}', encoding="utf-8")
+    assert run() == before
+    assert "cannot be read" in caplog.text
+    assert [one["file"] for one in json.loads(index.read_text(encoding="utf-8"))[key]] == [
+        file.name for file in tmp_path.glob("features-*.h5")
+    ]
