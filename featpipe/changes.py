@@ -144,11 +144,11 @@ def changes_between(old: Results, new: Results) -> Changes:
     labels_before, labels_after = _labels(old), _labels(new)
     both = [name for name, one in after.items() if one.accuracy and name in before]
     both = [name for name in both if before[name].accuracy]
-    routes = []
+    routes, groups = [], _groups(new)
     for name in both:
         earlier, route = before[name], after[name]
         right = _right(old, earlier, labels_before), _right(new, route, labels_after)
-        routes.append(_route_change(earlier, route, *right, _groups(new), len(both)))
+        routes.append(_route_change(earlier, route, *right, groups, len(both)))
     shared = labels_before.keys() & labels_after.keys()
     images = {
         "added": len(labels_after.keys() - shared),

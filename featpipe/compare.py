@@ -21,6 +21,7 @@ from featpipe.folds import ALONE, Strata
 from featpipe.guard import duplicates_in, known_duplicates, leaks_of, same_files
 from featpipe.images import ImageSource, open_images
 from featpipe.loading import scan
+from featpipe.preparation import check_classes
 from featpipe.ranking import differences
 from featpipe.results import Images, Items, Leaks, Results
 from featpipe.rounds import Rounds, make_rounds
@@ -244,6 +245,7 @@ class Stage:
         self.drawn = self.groups if copies is None else copies.join(self.groups)
         strata = Strata(table.labels, table.classes, groups)
         self.rounds = make_rounds(self.split, strata, settings.val, settings.seed, copies)
+        check_classes(self.targets, self.split)
         check_selecting(routes, self.rounds)
         self.held: dict[str, Held] = {}
         self.found: dict[str, RouteResult] = {}

@@ -192,6 +192,7 @@ def _over_images(
 
     def likely(value: float, error: float) -> float:
         above = len(extreme) - np.searchsorted(extreme, abs(value) / error, side="left")
-        return float((above + 1) / (len(extreme) + 1))
+        drawn = float((above + 1) / (len(extreme) + 1))
+        return max(drawn, 2 * float(norm.sf(abs(value) / error)))
 
     return values, errors, reach, likely

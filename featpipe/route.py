@@ -4,6 +4,8 @@ import itertools
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
+from datetime import date
+from datetime import time as clock
 from typing import Any
 
 from featpipe.backbones import DEFAULT_SOURCE, parse_backbone
@@ -162,5 +164,5 @@ def _check_value(name: str, value: Any) -> None:
             _check_value(name, one)
     elif isinstance(value, float) and not math.isfinite(value):
         raise RouteError(f"{name} is {value}; it must be finite.")
-    elif not isinstance(value, str | int | float | dict | None):
+    elif isinstance(value, date | clock):
         raise RouteError(f"{name} is {value}, which is a {type(value).__name__}.")

@@ -350,9 +350,10 @@ def test_an_interrupted_training_takes_as_long_as_an_uninterrupted_one(
 
     monkeypatch.setitem(globals(), "Rows", Ticking)
     monkeypatch.setattr(checkpoint.time, "perf_counter", lambda: ticks)
-    took = {}
-    for name, interruptions in (("whole", ()), ("resumed", (5, 6))):
-        for most in (*interruptions, None):
+    took: dict[str, float] = {}
+    every: list[tuple[str, list[int | None]]] = [("whole", [None]), ("resumed", [5, 6, None])]
+    for name, interruptions in every:
+        for most in interruptions:
             with checkpointing(tmp_path / name, seconds=0):
                 begun = checkpoint.clock()
                 try:

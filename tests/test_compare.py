@@ -4,6 +4,7 @@ import csv
 import json
 import logging
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ EXTRACT = ExtractSettings(input_size=64)
 SETTINGS = CompareSettings(folds=3, budgets=(1, 2), device="cpu")
 SCRATCH = ScratchSettings(epochs=2, input_size=32)
 HEADS = ("linear", "sklearn-logistic")
+BOTH: tuple[Callable[..., object], ...] = (compare_routes, plan_comparison)
 LINES = ("scratch=two-layer epochs=2 input_size=32 seed=1", "pixels=centroid", "pixels=knn")
 TIMES = {"seconds", "created", "images_per_second", "cost", "peak_bytes", "verdict", "peak",
          "decode_seconds", "predict_seconds", "extraction_seconds", "fit_seconds_of_all",
@@ -484,6 +486,17 @@ def split_file(path: Path, parts: str, folds: bool = False) -> str:
     return str(path)
 
 
+def test_a_single_class_to_train_on_is_refused(tmp_path: Path) -> None:
+    text = Path(split_file(tmp_path / "all.csv", "rrrt")).read_text(encoding="utf-8")
+    lines = [line for line in text.splitlines() if "circle" in line or ",part" in line]
+    (tmp_path / "split.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    settings = CompareSettings(split=str(tmp_path / "split.csv"), folds=0, device="cpu")
+    with pytest.raises(SplitError, match="only one class among the training images: circle"):
+        compare_routes(
+            DATA / "shapes", out=tmp_path, settings=settings, routes=parse_route("pixels=centroid")
+        )
+
+
 def test_candidates_are_refused_where_the_split_has_no_rows_to_choose_among(
     tmp_path: Path,
 ) -> None:
@@ -540,7 +553,7 @@ def test_folds_of_a_split_file_are_taken_and_its_validation_rows_select(tmp_path
 
 def test_a_single_class_is_refused_before_anything_is_computed(tmp_path: Path) -> None:
     shutil.copytree(DATA / "shapes" / "circle", tmp_path / "shapes" / "circle")
-    for ask in (compare_routes, plan_comparison):
+    for ask in BOTH:
         with pytest.raises(SplitError, match="of one class, 'circle'"):
             ask(tmp_path / "shapes", out=tmp_path / "out", routes=parse_route("pixels=centroid"))
     assert not list(tmp_path.glob("out/*.h5"))
@@ -552,7 +565,7 @@ def test_images_that_are_too_few_because_they_are_copies_are_told_so(tmp_path: P
     for file in files[1:]:
         file.unlink()
         shutil.copy(files[0], file.with_suffix(files[0].suffix))
-    for ask in (compare_routes, plan_comparison):
+    for ask in BOTH:
         with pytest.raises(SplitError, match=r"11 copies of other images do not count"):
             ask(tmp_path / "shapes", out=tmp_path / "out", routes=parse_route("pixels=centroid"))
 

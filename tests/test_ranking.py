@@ -102,6 +102,16 @@ def test_routes_right_on_the_same_images_are_not_known_to_be_equal() -> None:
     assert high > 0.1
 
 
+def test_an_interval_without_zero_and_a_small_p_come_together() -> None:
+    for seed in range(60):
+        random = np.random.default_rng(seed)
+        right = (random.random((2, 40)) < [[0.9], [0.7]]).astype(float)
+        found = differences(right, right.mean(axis=1, keepdims=True), 0.25, 0)[1]
+        assert found is not None
+        assert found.p is not None
+        assert found.sure == (found.p < 0.05)
+
+
 def test_an_accuracy_is_no_surer_than_its_groups_allow() -> None:
     """Of 20 patients with 50 images each, whose accuracies differ."""
     held = {"groups": 0, "images": 0}
