@@ -216,7 +216,9 @@ def _route_change(
     return RouteChange(new.name, *values, difference, interval, sure, method, n)
 
 
-def _share(right: dict[tuple[str, str | None], bool], images: list[tuple[str, str | None]]) -> float:
+def _share(
+    right: dict[tuple[str, str | None], bool], images: list[tuple[str, str | None]]
+) -> float:
     return sum(right[one] for one in images) / len(images)
 
 
@@ -235,7 +237,9 @@ def _paired(moved: np.ndarray, groups: np.ndarray, chance: float) -> tuple[float
     n, won, lost = len(moved), int((moved > 0).sum()), int((moved < 0).sum())
     difference = (won - lost) / n
     up, down = (won + 1) / (n + 2), (lost + 1) / (n + 2)
-    reach = NormalDist().inv_cdf(1 - chance) * sqrt(max(0.0, up + down - (up - down) ** 2) / (n + 2))
+    reach = NormalDist().inv_cdf(1 - chance) * sqrt(
+        max(0.0, up + down - (up - down) ** 2) / (n + 2)
+    )
     middle = up - down
     low, high = min(middle - reach, difference), max(middle + reach, difference)
     sizes = np.bincount(groups)
