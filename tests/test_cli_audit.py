@@ -92,7 +92,7 @@ def test_pictures_that_are_gone_leave_no_sheet(features: Path, tmp_path: Path) -
 
 def test_names_that_begin_like_formulas_are_not_run_by_spreadsheets(tmp_path: Path) -> None:
     for name, shape in (("=cmd|calc!A1", "circle"), ("square", "square")):
-        shutil.copytree(SHAPES / shape, tmp_path / "images" / name)
+        shutil.copytree(Path(SHAPES) / shape, tmp_path / "images" / name)
     first = min((tmp_path / "images" / "=cmd|calc!A1").iterdir())
     shutil.copy(first, tmp_path / "images" / "=cmd|calc!A1" / f"again{first.suffix}")
     invoke("extract", tmp_path / "images", "-b", "pixels", "--input-size", 16,
