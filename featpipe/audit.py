@@ -75,6 +75,8 @@ class Audit:
     ) -> list[str]:
         """Write ``audit.json``, ``leaks.csv``, ``suspects.csv``, and contact sheets of both.
 
+        The tables are for people: a name that begins like a formula has an apostrophe before it.
+
         Parameters
         ----------
         folder : str or Path
@@ -165,6 +167,7 @@ def audit(
     return Audit(cache, found, suspects)
 
 
+FORMULA = ("=", "+", "-", "@", "\t", "\r")
 LEAKS = ("image", "other", "kind", "hash_distance", "similarity", "mirrored", "across")
 SUSPECTS = ("image", "given", "suggested", "score")
 
@@ -196,9 +199,14 @@ def _suspect_cell(suspect: Suspect, table: ImageTable) -> Cell:
     return Cell((suspect.row,), (str(table.ids[suspect.row]), f"{given}?", rather))
 
 
+def _shown(cell: str) -> str:
+    """As spreadsheets show it: what begins like a formula would be run as one."""
+    return f"'{cell}" if cell.startswith(FORMULA) else cell
+
+
 def _save_csv(path: Path, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     text = io.StringIO(newline="")
     writer = csv.writer(text)
     writer.writerow(columns)
-    writer.writerows(rows)
+    writer.writerows([_shown(cell) for cell in row] for row in rows)
     put(path, text.getvalue().encode("utf-8", "surrogateescape"))

@@ -3,13 +3,18 @@
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from math import sqrt
+from statistics import NormalDist
 from typing import Any
+
+import numpy as np
+from scipy.stats import t
 
 from featpipe.results import Results
 from featpipe.route_results import Interval, RouteResult
 
 FEWEST = 10  # images in both, for a paired difference
-NORMAL = 1.959964
+CONFIDENCE = 0.95
+NORMAL = NormalDist().inv_cdf((1 + CONFIDENCE) / 2)
 # Of every run; they say nothing about what was run.
 _PASSING = {
     "created",
@@ -30,10 +35,12 @@ class RouteChange:
     ----------
     name : str
     before, after : float
-        Accuracies as they were reported.
+        Accuracies: of the images that are paired, where they are, which with repeated folds are
+        of the first repetition; else as they were reported.
     difference : float
         After less before.
     interval_95 : pair of float or None
+        Wide enough to hold for all routes that are in both.
     sure : bool
         Whether the interval leaves 0 out.
     method : str
@@ -122,7 +129,8 @@ def changes_between(old: Results, new: Results) -> Changes:
     """Compare two comparisons, route by route of the same name.
 
     Where both predicted the same images, differences are paired over these; else the two are
-    taken to be independent, which can only make intervals wider.
+    taken to be independent, which can only make intervals wider. Images of one group are taken
+    together, and intervals hold for all routes at once (Bonferroni).
 
     References
     ----------
@@ -134,12 +142,13 @@ def changes_between(old: Results, new: Results) -> Changes:
     before = {route.name: route for route in old.routes}
     after = {route.name: route for route in new.routes}
     labels_before, labels_after = _labels(old), _labels(new)
-    routes = []
-    for name, route in after.items():
-        earlier = before.get(name)
-        if earlier and earlier.accuracy and route.accuracy:
-            right = _right(old, earlier, labels_before), _right(new, route, labels_after)
-            routes.append(_route_change(earlier, route, *right))
+    both = [name for name, one in after.items() if one.accuracy and name in before]
+    both = [name for name in both if before[name].accuracy]
+    routes, groups = [], _groups(new)
+    for name in both:
+        earlier, route = before[name], after[name]
+        right = _right(old, earlier, labels_before), _right(new, route, labels_after)
+        routes.append(_route_change(earlier, route, *right, groups, len(both)))
     shared = labels_before.keys() & labels_after.keys()
     images = {
         "added": len(labels_after.keys() - shared),
@@ -171,44 +180,87 @@ def _right(
     return {(ids[row], labels[ids[row]]): classes[one] == labels[ids[row]] for row, one in said}
 
 
+def _groups(results: Results) -> dict[str, str]:
+    """Group of each image that has one, by its id."""
+    items = results.items
+    named = zip(items.ids, items.groups or (), strict=False)
+    return {one: group for one, group in named if group}
+
+
 def _route_change(
     old: RouteResult,
     new: RouteResult,
     before: dict[tuple[str, str | None], bool],
     after: dict[tuple[str, str | None], bool],
+    groups: dict[str, str],
+    routes: int,
 ) -> RouteChange:
     assert old.accuracy is not None
     assert new.accuracy is not None
     values = old.accuracy.value, new.accuracy.value
     shared = before.keys() & after.keys()
     difference, interval, method = values[1] - values[0], None, "independent"
+    chance = (1 - CONFIDENCE) / 2 / routes
     if len(shared) >= max(FEWEST, 0.5 * len(after)):
         method = "paired"
-        won = sum(after[one] > before[one] for one in shared)
-        lost = sum(after[one] < before[one] for one in shared)
-        difference, interval = _paired(won, lost, len(shared))
+        ordered = sorted(shared, key=str)
+        moved = np.array([int(after[one]) - int(before[one]) for one in ordered])
+        said = [groups.get(name, f"\0{number}") for number, (name, _) in enumerate(ordered)]
+        codes = np.unique(said, return_inverse=True)[1]
+        difference, interval = _paired(moved, codes, chance)
+        values = _share(before, ordered), _share(after, ordered)
     elif old.accuracy.interval_95 and new.accuracy.interval_95:
-        interval = _independent(*values, old.accuracy.interval_95, new.accuracy.interval_95)
+        interval = _independent(*values, old.accuracy.interval_95, new.accuracy.interval_95, chance)
     sure = interval is not None and not interval[0] <= 0 <= interval[1]
     n = len(shared) if method == "paired" else 0
     return RouteChange(new.name, *values, difference, interval, sure, method, n)
 
 
-def _paired(won: int, lost: int, n: int) -> tuple[float, Interval]:
-    """Share won less share lost, and its interval, which holds it."""
+def _share(
+    right: dict[tuple[str, str | None], bool], images: list[tuple[str, str | None]]
+) -> float:
+    return sum(right[one] for one in images) / len(images)
+
+
+def _paired(moved: np.ndarray, groups: np.ndarray, chance: float) -> tuple[float, Interval]:
+    """Share won less share lost, and its interval, which holds it.
+
+    Parameters
+    ----------
+    moved : int array, shape (n,)
+        1 where an image was won, -1 where it was lost.
+    groups : int array, shape (n,)
+        Number of the group that each image is of.
+    chance : float
+        That what is true lies above the interval, and that it lies below.
+    """
+    n, won, lost = len(moved), int((moved > 0).sum()), int((moved < 0).sum())
     difference = (won - lost) / n
     up, down = (won + 1) / (n + 2), (lost + 1) / (n + 2)
-    reach = NORMAL * sqrt(max(0.0, up + down - (up - down) ** 2) / (n + 2))
+    reach = NormalDist().inv_cdf(1 - chance) * sqrt(
+        max(0.0, up + down - (up - down) ** 2) / (n + 2)
+    )
     middle = up - down
     low, high = min(middle - reach, difference), max(middle + reach, difference)
+    sizes = np.bincount(groups)
+    if 1 < len(sizes) < n:
+        # Two more groups, of which one is won and one is lost, as of `featpipe.ranking`.
+        spread = np.bincount(groups, weights=moved) - difference * sizes
+        error = sqrt(float((spread**2).sum()) + 2 * (n / len(sizes)) ** 2) / n
+        reach = float(t.ppf(1 - chance, len(sizes) - 1)) * error
+        low, high = min(low, difference - reach), max(high, difference + reach)
+    elif len(sizes) < n:
+        low, high = -1.0, 1.0  # one group says nothing of others
     return difference, (max(-1.0, low), min(1.0, high))
 
 
-def _independent(before: float, after: float, old: Interval, new: Interval) -> Interval:
-    difference = after - before
-    low = difference - sqrt((after - new[0]) ** 2 + (old[1] - before) ** 2)
-    high = difference + sqrt((new[1] - after) ** 2 + (before - old[0]) ** 2)
-    return low, high
+def _independent(
+    before: float, after: float, old: Interval, new: Interval, chance: float
+) -> Interval:
+    difference, wider = after - before, NormalDist().inv_cdf(1 - chance) / NORMAL
+    low = difference - wider * sqrt((after - new[0]) ** 2 + (old[1] - before) ** 2)
+    high = difference + wider * sqrt((new[1] - after) ** 2 + (before - old[0]) ** 2)
+    return max(-1.0, low), min(1.0, high)
 
 
 def _conditions(old: Results, new: Results) -> Iterator[ConditionChange]:

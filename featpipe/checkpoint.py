@@ -45,11 +45,14 @@ class Checkpoints:
     ----------
     resumed : bool
         Whether a training has gone on from what was here.
+    carried : float
+        Seconds that trainings which went on had taken before they were interrupted.
     identity : str
         See `about`, too.
     """
 
     resumed = False
+    carried = 0.0
 
     def __init__(self, folder: Path, identity: str = "", seconds: float | None = None) -> None:
         self._folder, self.identity = folder, identity
@@ -80,6 +83,7 @@ class Checkpoints:
             log.warning("%s cannot be read (%s); the training begins anew.", path, error)
             return None
         self.resumed = True
+        self.carried += float(state.get("seconds", 0.0))
         self._own.add(path)
         log.info("Going on with the training that was interrupted.")
         return state
@@ -138,6 +142,12 @@ _present: ContextVar[Checkpoints | None] = ContextVar("checkpoints", default=Non
 def present() -> Checkpoints | None:
     """Where trainings that run now may leave their state."""
     return _present.get()
+
+
+def clock() -> float:
+    """Seconds, of which differences count what an interrupted training had taken, too."""
+    opened = _present.get()
+    return time.perf_counter() + (opened.carried if opened else 0.0)
 
 
 @contextlib.contextmanager

@@ -11,24 +11,27 @@ from typing import Any
 
 import numpy as np
 
+from featpipe.admission import check_images, check_selecting, divided
 from featpipe.backbones import Backbone
 from featpipe.device import available_cores, choose_device, machine_facts
 from featpipe.duplicates import Duplicates, decide
 from featpipe.errors import RouteError
 from featpipe.extract import Progress
 from featpipe.folds import ALONE, Strata
-from featpipe.guard import duplicates_in, known_duplicates, leaks_of
+from featpipe.guard import duplicates_in, known_duplicates, leaks_of, same_files
 from featpipe.images import ImageSource, open_images
 from featpipe.loading import scan
+from featpipe.preparation import check_classes
 from featpipe.ranking import differences
 from featpipe.results import Images, Items, Leaks, Results
 from featpipe.rounds import Rounds, make_rounds
+from featpipe.route import Route, checked
 from featpipe.route_results import RouteResult
 from featpipe.route_runner import Runner
-from featpipe.routes import Route, checked, named
+from featpipe.routes import named
 from featpipe.settings import CompareSettings, ExtractSettings, ImageSettings, ScratchSettings
 from featpipe.shared_features import SharedFeatures, Wanted, plain_of, together, wanted_by
-from featpipe.split import Split, row_groups, save_split, split_rows
+from featpipe.split import Split, row_groups, save_split
 from featpipe.standing import Held, held_out, outcome
 from featpipe.table import Status
 from featpipe.targets import targets_of
@@ -117,6 +120,7 @@ def compare_routes(
     every = settled([*routes, *simple], settings, loaded)
     source = open_images(images, image_settings)
     targets = targets_of(source.table)
+    check_images(source.table, every, settings)
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
     with SharedFeatures(source, folder, loaded) as features:
@@ -175,17 +179,11 @@ def settled(
         )
     every = named([checked(route) for route in routes], loaded)
     for route in every:
-        count = len(route.candidates)
+        count = route.count
         if count > settings.select_budget:
             raise RouteError(
                 f"{route.name} has {count} candidates, more than the {settings.select_budget} that "
                 "each route may choose among: shorten its sweep, or raise --select-budget."
-            )
-        selects = settings.val > 0 or settings.split not in ("auto", "random")
-        if count > 1 and not selects:
-            raise RouteError(
-                f"{route.name} has {count} candidates, and no rows to choose among them: give "
-                "--val above 0."
             )
     return every
 
@@ -239,14 +237,16 @@ class Stage:
         if look:
             self.duplicates: Duplicates | None = duplicates_in(source, caches, *kept)
         else:
-            self.duplicates = known_duplicates(source, *kept)
+            self.duplicates = known_duplicates(source, *kept) or same_files(digests, table)
         copies = decide(self.duplicates, settings.leaks) if self.duplicates else None
-        self.split = split_rows(table, settings.rows, self.usable, copies=copies)
+        self.split = divided(table, settings, self.usable, copies)
         assert table.labels is not None
         groups = self.groups if copies is None or self.groups is None else copies.join(self.groups)
         self.drawn = self.groups if copies is None else copies.join(self.groups)
         strata = Strata(table.labels, table.classes, groups)
         self.rounds = make_rounds(self.split, strata, settings.val, settings.seed, copies)
+        check_classes(self.targets, self.split)
+        check_selecting(routes, self.rounds)
         self.held: dict[str, Held] = {}
         self.found: dict[str, RouteResult] = {}
 
@@ -272,7 +272,9 @@ class Stage:
             else:
                 held = held_out(standing.trials, self.rounds, self.targets)
                 self.held[route.name] = held
-                self.found[route.name] = outcome(standing, self.rounds, self.targets, held)
+                self.found[route.name] = outcome(
+                    standing, self.rounds, self.targets, held, self.drawn
+                )
             if number >= len(kept):
                 results = self.results()
                 results.save(folder)
@@ -333,6 +335,7 @@ class Stage:
     def _design(self) -> dict[str, Any]:
         settings = {**asdict(self.settings), "budgets": [*self.settings.budgets, None]}
         ranking = self.rounds.ranking
+        settings |= self.rounds.design  # a split file may have folds of its own
         return {
             **settings,
             "origin": self.split.origin,

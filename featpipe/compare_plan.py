@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from featpipe.admission import check_images
 from featpipe.backbones import Backbone
 from featpipe.choice import sample_rows
 from featpipe.compare import Stage, passes, settled, simple_routes
@@ -20,8 +21,8 @@ from featpipe.heads import build_head
 from featpipe.images import ImageSource, open_images
 from featpipe.label_budget import budget_rounds
 from featpipe.plan import Plan, plan_extraction
+from featpipe.route import Route
 from featpipe.route_runner import Runner, preprocessing_of
-from featpipe.routes import Route
 from featpipe.scratch import epoch_seconds, options_of
 from featpipe.settings import CompareSettings, ExtractSettings, ImageSettings, ScratchSettings
 from featpipe.shared_features import SharedFeatures, Wanted, wanted_by
@@ -157,6 +158,7 @@ def plan_comparison(
     every = settled([*routes, *simple], settings, loaded)
     source = open_images(images, image_settings)
     ground = Ground(source, targets_of(source.table), settings)
+    check_images(source.table, every, settings)
     wanted = {route.name: wanted_by(route, extract) for route in every}
     with SharedFeatures(source, Path(out), loaded, read_only=True) as features:
         planned, made = [], dict[str, Extractor | str]()

@@ -1,12 +1,14 @@
 """Images that are there several times: never on both sides of a split, or only once."""
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
+from featpipe.errors import TooFewError
 from featpipe.folds import ALONE
 from featpipe.split_file import Split
 from featpipe.table import text_column
@@ -77,6 +79,19 @@ class Copies:
             folds=tuple((train[kept[train]], val[kept[val]]) for train, val in split.folds),
         )
 
+    @contextlib.contextmanager
+    def told_of(self, whole: Split) -> Iterator[None]:
+        """Say of a division that is refused how many images did not count for it."""
+        try:
+            yield
+        except TooFewError as error:
+            rows = np.concatenate([whole.train, whole.val, whole.test])
+            count = len(rows) - len(np.unique(self.numbers[rows]))
+            if not count:
+                raise
+            what = "copy of another image does" if count == 1 else "copies of other images do"
+            raise TooFewError(f"{error} ({count:,} {what} not count.)") from error
+
     def spread(self, divided: Split, whole: Split) -> Split:
         """Let copies follow what was divided, a thinned `whole`; the origin says how many."""
         part = np.full(len(self.numbers), -1)
@@ -119,7 +134,8 @@ class Copies:
         kept, taken : int arrays, ascending
         """
         whole = Split(rows, rows[:0], rows[:0], "")
-        kept, taken = divide(self.thin(whole).train)
+        with self.told_of(whole):
+            kept, taken = divide(self.thin(whole).train)
         found = self.spread(Split(kept, taken, rows[:0], ""), whole)
         return found.train, found.val
 

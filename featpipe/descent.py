@@ -4,7 +4,6 @@ import copy
 import hashlib
 import math
 import re
-import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
@@ -24,7 +23,7 @@ Augment = Callable[[Tensor], Tensor]
 PRECISIONS = ("float32", "bfloat16")
 AT_ONCE = 64  # rows predicted at once
 WORTH_KEEPING = 2.0  # seconds of training that a finished state is saved from
-STATE = "2"  # version of what a checkpoint holds
+STATE = "3"  # version of what a checkpoint holds
 
 
 class RowSource(Protocol):
@@ -195,10 +194,10 @@ class _Run:
         self.best: tuple[float, int, dict[str, Tensor]] | None = None
         self.checkpoints = checkpoint.present()
         self.key = self._key() if self.checkpoints else ""
+        self.started = checkpoint.clock()
 
     def run(self, on_epoch: Callable[[dict[str, float]], None] | None) -> Epochs:
         """Train to the end."""
-        started = time.monotonic()
         finished = False
         if self.checkpoints and (state := self.checkpoints.load(self.key)):
             finished = self._resume(state)
@@ -213,10 +212,10 @@ class _Run:
                 self._save()
         if self.best:
             self._put(self.best[2])
-        if self.checkpoints and not finished and time.monotonic() - started > WORTH_KEEPING:
-            self.checkpoints.save(
-                self.key, {"finished": True, "network": self._changing(), "curves": self.curves}
-            )
+        seconds = checkpoint.clock() - self.started
+        if self.checkpoints and not finished and seconds > WORTH_KEEPING:
+            state = {"finished": True, "network": self._changing(), "curves": self.curves}
+            self.checkpoints.save(self.key, state | {"seconds": seconds})
         self.network.eval()
         return self.curves
 
@@ -304,7 +303,7 @@ class _Run:
         state = {
             "network": self._changing(), "optimizer": self.optimizer.state_dict(),
             "best": self.best, "curves": self.curves, "step": self.step, "sums": self.sums,
-            "begun": self.begun, "random": random,
+            "begun": self.begun, "random": random, "seconds": checkpoint.clock() - self.started,
         }  # fmt: skip
         self.checkpoints.save(self.key, state)
 

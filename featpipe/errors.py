@@ -103,6 +103,10 @@ class SplitError(FeatpipeError):
     """The rows cannot be divided into train, validation and test as asked."""
 
 
+class TooFewError(SplitError):
+    """A class has too few images to be divided so."""
+
+
 class HeadError(FeatpipeError, ValueError):
     """The head cannot be trained on, or applied to, these features."""
 

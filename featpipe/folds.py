@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from sklearn.model_selection import LeaveOneGroupOut, StratifiedGroupKFold, StratifiedKFold
 
-from featpipe.errors import SplitError
+from featpipe.errors import SplitError, TooFewError
 
 Folds = tuple[tuple[np.ndarray, np.ndarray], ...]
 ALONE = "\0"  # how the name of a row without a group begins
@@ -72,7 +72,7 @@ def divide(
     if counts.min() < 2 or round(share * len(rows)) < len(present):
         names = strata.classes
         why = f": {names[present[counts.argmin()]]!r} has {counts.min()}" if names else ""
-        raise SplitError(
+        raise TooFewError(
             f"{len(rows)} images in {len(present)} classes cannot give {share:.0%} away with every "
             f"class on both sides{why}. Add images, change the share, or leave it out with 0."
         )
@@ -165,7 +165,7 @@ def make_folds(rows: np.ndarray, strata: Strata, folds: int, repeats: int, seed:
     if counts.min() < folds:
         names = strata.classes
         few = f"{names[present[counts.argmin()]]!r} has" if names else "there are"
-        raise SplitError(
+        raise TooFewError(
             f"{folds} folds need {folds} images to train on in every class, but {few} "
             f"{counts.min()}. Take fewer folds, add images, or leave that class out."
         )

@@ -69,6 +69,26 @@ def known_duplicates(source: ImageSource, content: str, folder: Path) -> Duplica
     return None if pairs is None else Duplicates(pairs, len(source)).on(source.table)
 
 
+def same_files(digests: np.ndarray, table: ImageTable) -> Duplicates:
+    """Pairs of images that are equal byte for byte, for which nothing has to be computed.
+
+    Parameters
+    ----------
+    digests : uint8 array, shape (n, bytes)
+        As `featpipe.loading.scan` gives them: zeros where there are no bytes.
+    table : ImageTable
+    """
+    rows = np.flatnonzero(digests.any(axis=1))
+    _, first, numbers = np.unique(digests[rows], axis=0, return_index=True, return_inverse=True)
+    leaders = rows[first[numbers.ravel()]]
+    pairs = [
+        Pair((int(leader), int(row)), exact=True, similarity=1.0)
+        for leader, row in zip(leaders, rows, strict=True)
+        if leader != row
+    ]
+    return Duplicates(tuple(pairs), len(table)).on(table)
+
+
 def leaks_of(found: Duplicates, table: ImageTable, split: Split, policy: str) -> Leaks:
     """The pairs, and what they are across, as results have them.
 

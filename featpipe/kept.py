@@ -47,7 +47,7 @@ class Trial:
     peak_bytes, peak_device_bytes : int or None
     peak_meaning : str
     resumed : bool
-        Whether `seconds` leaves out what an interrupted run had done.
+        Whether a training went on where it was interrupted; `seconds` are of all of it.
     curves : list of dict
     conditions : dict
     """
@@ -95,10 +95,8 @@ class Keeper:
     def read(self, name: str) -> Trial | None:
         """A trial, None if it is not there or damaged."""
         try:
-            content = self._file(name).read_bytes()
-            if content[:DIGEST_BYTES] != digest_bytes(content[DIGEST_BYTES:]):
-                raise ValueError("its checksum is another")
-            with np.load(io.BytesIO(content[DIGEST_BYTES:]), allow_pickle=False) as held:
+            content = _checked(self._file(name))
+            with np.load(io.BytesIO(content), allow_pickle=False) as held:
                 plain = json.loads(bytes(held["plain"]))
                 return Trial(**{name: held[name] for name in ARRAYS}, **plain)
         except FileNotFoundError:
@@ -119,17 +117,30 @@ class Keeper:
         put(self._file(name), digest_bytes(content) + content)
 
     def read_curve(self, name: str) -> list[dict[str, Any]] | None:
-        """A label budget's curve, None if it is not there."""
+        """A label budget's curve, None if it is not there or damaged."""
+        path = self.folder / f"{name}.curve"
         try:
-            found = json.loads((self.folder / f"{name}.json").read_bytes())
-        except (OSError, ValueError):
+            found: list[dict[str, Any]] = json.loads(_checked(path))
+        except FileNotFoundError:
             return None
-        return found if isinstance(found, list) else None
+        except (OSError, ValueError) as error:
+            log.warning("%s cannot be read (%s): it is run again.", path, error)
+            return None
+        return found
 
     def write_curve(self, name: str, points: list[dict[str, Any]]) -> None:
         """Put a label budget's curve in its place."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        put(self.folder / f"{name}.json", json.dumps(points).encode())
+        content = json.dumps(points).encode()
+        put(self.folder / f"{name}.curve", digest_bytes(content) + content)
 
     def _file(self, name: str) -> Path:
         return self.folder / f"{name}.trial"
+
+
+def _checked(path: Path) -> bytes:
+    """What follows the digest of a file."""
+    content = path.read_bytes()
+    if content[:DIGEST_BYTES] != digest_bytes(content[DIGEST_BYTES:]):
+        raise ValueError("its checksum is another")
+    return content[DIGEST_BYTES:]

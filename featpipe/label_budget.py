@@ -12,8 +12,8 @@ from featpipe.heads import build_head
 from featpipe.kept import Trial
 from featpipe.ranking import accuracy_interval
 from featpipe.rounds import Round, Rounds
+from featpipe.route import Route
 from featpipe.route_results import SizePoint
-from featpipe.routes import Route
 from featpipe.tasks import Task
 from featpipe.trials import Ground
 

@@ -10,7 +10,7 @@ share, for as many comparisons as there are. The interval that is told reaches a
 from collections.abc import Callable, Sequence
 
 import numpy as np
-from scipy.stats import t
+from scipy.stats import norm, t
 
 from featpipe.bootstrap import affordable, resampled
 from featpipe.calibration import wilson
@@ -29,6 +29,9 @@ OF_IMAGES = (
 )
 
 
+NORMAL = float(norm.ppf((1 + CONFIDENCE) / 2))
+
+
 def accuracy_interval(values: Sequence[float], test_share: float, images: int) -> Figure:
     """The mean over folds and its 95 % interval, never narrower than the images allow.
 
@@ -39,13 +42,48 @@ def accuracy_interval(values: Sequence[float], test_share: float, images: int) -
     test_share : float
         As of `featpipe.metrics.corrected_interval`.
     images : int
-        Different ones that were scored.
+        Different ones that were scored; as many as they are worth, where they are of groups.
     """
     mean, low, high = corrected_interval(values, test_share)
     assert mean is not None
     least, most = wilson(round(mean * images), images)
     low, high = least if low is None else min(low, least), most if high is None else max(high, most)
     return Figure(mean, max(0.0, low), min(1.0, high))
+
+
+def worth(right: np.ndarray, groups: np.ndarray | None) -> int:
+    """As many independent images as these say as much about an accuracy as.
+
+    Parameters
+    ----------
+    right : float array, shape (images,)
+        How often each was right, in [0, 1].
+    groups : array, shape (images,), or None
+        Images of one group may be right or wrong together.
+
+    References
+    ----------
+    Kish, "Survey Sampling", 1965 (design effect). Korn and Graubard, "Confidence intervals for
+    proportions with small expected number of positive counts estimated from survey data", Survey
+    Methodology 1998 (the t quantile in it).
+    """
+    images = len(right)
+    if groups is None:
+        return images
+    codes = np.unique(groups.astype(str), return_inverse=True)[1]
+    sizes = np.bincount(codes).astype(float)
+    count = len(sizes)
+    if count == images:
+        return images
+    # Two more groups, one wholly right and one wholly wrong: that all are right would else say
+    # that groups never differ.
+    typical = images / count
+    sums = np.append(np.bincount(codes, weights=right), [typical, 0.0])
+    sizes = np.append(sizes, [typical, typical])
+    mean = sums.sum() / sizes.sum()
+    variance = float(((sums - mean * sizes) ** 2).sum() / sizes.sum() ** 2)
+    narrower = (NORMAL / float(t.ppf((1 + CONFIDENCE) / 2, max(1, count - 1)))) ** 2
+    return max(1, min(images, int(narrower * mean * (1 - mean) / variance)))
 
 
 def differences(
@@ -149,10 +187,12 @@ def _over_images(
         moved = np.abs((means[:, None] - means[None]) - (values[:, None] - values[None])[..., None])
         most.append((moved / errors[..., None])[upper].max(axis=0))
     extreme = np.sort(np.concatenate(most))
-    reach = float(np.quantile(extreme, CONFIDENCE))
+    # Of routes that are right on the same images nothing ever moves; that is not to know exactly.
+    reach = max(float(np.quantile(extreme, CONFIDENCE)), NORMAL)
 
     def likely(value: float, error: float) -> float:
         above = len(extreme) - np.searchsorted(extreme, abs(value) / error, side="left")
-        return float((above + 1) / (len(extreme) + 1))
+        drawn = float((above + 1) / (len(extreme) + 1))
+        return max(drawn, 2 * float(norm.sf(abs(value) / error)))
 
     return values, errors, reach, likely

@@ -227,7 +227,7 @@ class Results:
                 f"There is no {path}. Name the folder that `featpipe compare` filled, or the "
                 "results.json in it."
             ) from error
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise ResultsError(f"{path} cannot be read as JSON: {error}.") from error
         try:
             return cls.from_dict(document)

@@ -86,6 +86,13 @@ class Rounds:
         return [number for number, one in enumerate(self.ranking) if one.repeat == 0]
 
     @property
+    def design(self) -> dict[str, int]:
+        """Folds of a repetition, and repetitions."""
+        if self.part != "folds":
+            return {"folds": 0, "repeats": 1}
+        return {"folds": len(self.once), "repeats": self.ranking[-1].repeat + 1}
+
+    @property
     def test_share(self) -> float:
         """Rows scored to rows learnt from, of a ranking round."""
         return float(np.mean([len(one.scored) / len(one.pool) for one in self.ranking]))
@@ -97,7 +104,7 @@ def make_rounds(
     """The rounds of a split.
 
     With folds, the rows that select are taken from the training rows of each fold, so that no
-    scored row ever selects.
+    scored row ever selects; validation rows that a split has beside its folds select in all.
 
     Parameters
     ----------
@@ -131,12 +138,16 @@ def make_rounds(
         if seen.intersection(scored.tolist()):
             repeat, seen = repeat + 1, set()
         seen.update(scored.tolist())
-        fit, select = _divided(train, strata, val, seed, copies)
+        fit, select = train, split.val
+        if not len(split.val):
+            fit, select = _divided(train, strata, val, seed, copies)
         drawn = int(np.random.SeedSequence([seed, number]).generate_state(1)[0])
         ranking.append(Round(f"fold-{number:04d}", fit, select, scored, repeat, drawn))
     test = None
     if len(split.test):
-        fit, select = _divided(split.train, strata, val, seed, copies)
+        fit, select = split.train, split.val
+        if not len(split.val):
+            fit, select = _divided(split.train, strata, val, seed, copies)
         test = Round("test", fit, select, split.test)
     return Rounds(ranking, test, "folds", split)
 
@@ -147,7 +158,4 @@ def _divided(
     """Rows to fit on and rows to select with; copies follow what they are copies of."""
     if copies is None:
         return divide(rows, strata, share, seed + 1)
-    whole = Split(rows, rows[:0], rows[:0], "")
-    fit, select = divide(copies.thin(whole).train, strata, share, seed + 1)
-    spread = copies.spread(Split(fit, select, rows[:0], ""), whole)
-    return spread.train, spread.val
+    return copies.divide(rows, lambda some: divide(some, strata, share, seed + 1))

@@ -21,8 +21,8 @@ from featpipe.kept import Keeper, Trial
 from featpipe.label_budget import budget_rounds, head_curve, points
 from featpipe.pixel_rows import Decoded, decoding
 from featpipe.rounds import Round, Rounds
+from featpipe.route import Route
 from featpipe.route_results import SizePoint
-from featpipe.routes import Route
 from featpipe.scratch import options_of
 from featpipe.shared_features import SharedFeatures, Wanted
 from featpipe.standing import Standing

@@ -7,21 +7,19 @@ import shlex
 import tomllib
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from featpipe.backbones import DEFAULT_SOURCE, Backbone, parse_backbone
-from featpipe.cnn import Architecture, check_name, own_size
 from featpipe.errors import FeatpipeError, RouteError
-from featpipe.heads import make_head
-from featpipe.registry import load_plugin, no_such
-from featpipe.settings import ExtractSettings, ScratchSettings
+from featpipe.registry import no_such
+from featpipe.route import OF_SCRATCH
+from featpipe.route import Route as Route  # its readers know both from here
+from featpipe.route import checked as checked
 
-NETWORKS = ("tail", "finetune", "scratch")  # kinds that train a network, a fold at a time
 OF_FEATURES = ("weights", "pool", "input_size", "dtype", "views", "augment")
 ANYWHERE = ("name", "seed", "sweep")
-OF_SCRATCH = tuple(one.name for one in fields(ScratchSettings) if one.name != "network")
 OF_HEAD = ("options", *OF_FEATURES)
 KEYS = {
     "scratch": ("scratch", *ANYWHERE, *OF_SCRATCH),
@@ -34,64 +32,6 @@ EXAMPLE = (
     'backbone = "mobilenet_v2" and head = "logistic", pixels = "logistic" or scratch = "small"'
 )
 _HEADER = re.compile(r"^[ \t]*\[\[[ \t]*route[ \t]*\]\]", re.MULTILINE)
-
-
-@dataclass(frozen=True)
-class Route:
-    """One way from images to a classifier.
-
-    Attributes
-    ----------
-    name : str
-        Unique in a comparison.
-    kind : str
-        ``head``, ``pixels``, ``tail``, ``finetune`` or ``scratch``.
-    backbone : str or None
-        ``[source:]name[@weights]``.
-    layer : str or None
-        None: the penultimate features. Of fine-tuning, the last layer that stays as it is.
-    head : str or None
-    options : dict
-        Of the head, or of the network trained from scratch.
-    sweep : dict of str to tuple
-        Values of options among which validation rows choose; every combination is a candidate.
-    extract : dict
-        Of `ExtractSettings`, what this route's features are made with.
-    seed : int
-        Added to the comparison's.
-    """
-
-    name: str
-    kind: str
-    backbone: str | None = None
-    layer: str | None = None
-    head: str | None = None
-    options: Mapping[str, Any] = field(default_factory=dict)
-    sweep: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
-    extract: Mapping[str, Any] = field(default_factory=dict)
-    seed: int = 0
-
-    @property
-    def candidates(self) -> list[dict[str, Any]]:
-        """The options of each candidate: every combination of the sweep."""
-        combinations = itertools.product(*self.sweep.values())
-        return [
-            {**self.options, **dict(zip(self.sweep, values, strict=True))}
-            for values in combinations
-        ]
-
-    @property
-    def trains_network(self) -> bool:
-        """Whether each fold is a training of minutes rather than of seconds."""
-        return self.kind in NETWORKS
-
-    def scratch(self, options: Mapping[str, Any]) -> ScratchSettings:
-        """The settings of a candidate, of a network from scratch."""
-        return ScratchSettings(**options)
-
-    def decides(self) -> dict[str, Any]:
-        """All but its name, as plain JSON values."""
-        return {name: value for name, value in asdict(self).items() if name != "name"}
 
 
 def read_routes(path: str | Path) -> list[Route]:
@@ -110,7 +50,7 @@ def read_routes(path: str | Path) -> list[Route]:
     """
     path = Path(path)
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")  # some editors put a mark first
     except (OSError, UnicodeDecodeError) as error:
         raise RouteError(f"{path} cannot be read: {error}.") from error
     try:
@@ -239,45 +179,6 @@ def _route(table: dict[str, Any]) -> Route:
 
 
 _WORDS = {str: "text", int: "whole number", dict: "table"}
-
-
-def checked(route: Route) -> Route:
-    """The route, if all is right with it that can be known without its weights.
-
-    Raises
-    ------
-    FeatpipeError
-        If an option, a layer's head or a network is not what there is.
-    """
-    if not 0 <= route.seed < 2**31:
-        raise RouteError(f"seed is {route.seed}; it must be from 0 to {2**31 - 1}.")
-    for key in ("backbone", "layer", "head"):
-        if not isinstance(getattr(route, key), str | None):
-            raise RouteError(f"{key} is {getattr(route, key)!r}, which is no text.")
-    if route.kind == "scratch":
-        for name in route.sweep:
-            if name not in OF_SCRATCH:
-                raise RouteError(no_such("setting of a network from scratch", name, OF_SCRATCH))
-        if "input_size" in route.sweep:
-            raise RouteError("input_size cannot be swept: describe a route for each size.")
-        check_name(str(route.options["network"]))
-        for options in route.candidates:
-            settings = route.scratch(options)
-            size, widths = settings.input_size or own_size(settings.network), settings.widths
-            if settings.network == "small" and not widths:
-                widths = (32, 64, 128, 256)
-            Architecture(settings.network, 2, size, widths, settings.dropout)
-        return route
-    ExtractSettings(**route.extract)
-    assert route.head is not None
-    for options in route.candidates:
-        make_head(route.head, dict(options)).validate_options()
-    assert route.backbone is not None
-    source, name, _ = parse_backbone(route.backbone)
-    known = load_plugin("backbones", source).names()
-    if known and name not in known and source == DEFAULT_SOURCE:
-        raise RouteError(no_such("backbone", name, known))
-    return route
 
 
 def named(routes: Sequence[Route], loaded: Mapping[str, Backbone] | None = None) -> list[Route]:

@@ -97,7 +97,7 @@ def train_from_scratch(
         For `featpipe.network_file.save_network`.
     result : Result
         Its ``seconds`` leave decoding out, its conditions' ``decode_seconds`` are that; where
-        ``resumed`` is true, both are of the last run alone.
+        ``resumed`` is true, the former count what was done before, too.
 
     Raises
     ------
@@ -136,7 +136,7 @@ def train_from_scratch(
         if decoded is None:
             decoded = stack.enter_context(decoding(images, _rows(split, targets), plain))
         rows, reasons = decoded.rows, decoded.reasons
-        decode_seconds, begun = decoded.seconds, time.perf_counter()
+        decode_seconds, begun = decoded.seconds, checkpoint.clock()
         split = split or _make_split(images, rows, reasons, targets, train)
         check_classes(targets, split)
         check_rows(targets, split, train, (), ())
@@ -170,7 +170,7 @@ def train_from_scratch(
         predict_seconds = (time.perf_counter() - predicting) / len(wanted)
         del X  # with the file of its pixels, which could not be taken away else
     scores, calibration, proba = _scored(logits, targets, split, train)
-    seconds = time.perf_counter() - begun
+    seconds = checkpoint.clock() - begun
     options |= {"widths": list(options["widths"]), "precision": recipe.precision}
     options |= {"augment": repr(chosen) if chosen else None}
     conditions = {

@@ -40,7 +40,11 @@ class _Checked:
             low, high = meta["minimum"], meta["maximum"]
             if value is None or (low is None and high is None):
                 continue
-            if (low is not None and not value >= low) or (high is not None and not value <= high):
+            try:
+                fits = (low is None or value >= low) and (high is None or value <= high)
+            except TypeError:  # it is no number
+                fits = False
+            if not fits:
                 limit = f"at least {low}" if high is None else f"from {low} to {high}"
                 raise SettingsError(f"{one.name} is {value!r}; it must be {limit}.")
 

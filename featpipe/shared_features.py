@@ -18,7 +18,7 @@ from featpipe.errors import CacheError
 from featpipe.extract import Progress, extract_features
 from featpipe.images import ImageSource
 from featpipe.peak import measured
-from featpipe.routes import Route
+from featpipe.route import Route
 from featpipe.settings import ExtractSettings
 
 log = logging.getLogger(__name__)
@@ -194,6 +194,22 @@ class SharedFeatures:
     def _read_index(self) -> dict[str, list[dict[str, Any]]]:
         try:
             found = json.loads((self._folder / INDEX).read_bytes())
-            return {key: list(entries) for key, entries in dict(found).items()}
-        except (OSError, ValueError, TypeError):
+            index = {key: [_entry(one) for one in entries] for key, entries in found.items()}
+        except FileNotFoundError:
             return {}
+        except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+            log.warning("%s cannot be read (%r).", self._folder / INDEX, error)
+            return {}
+        return index
+
+
+def _entry(values: dict[str, Any]) -> dict[str, Any]:
+    """A file of the index, checked: its name, its layers, and the peak memory if that is known."""
+    file, layers, peak = values["file"], values["layers"], values.get("peak")
+    if not isinstance(file, str) or Path(file).name != file:
+        raise ValueError(f"{file!r} is no file of the folder")
+    if not isinstance(layers, list) or not all(isinstance(one, str) for one in layers):
+        raise ValueError(f"{layers!r} are no layers")
+    if not isinstance(peak, int | None):
+        raise ValueError(f"{peak!r} is no number of bytes")
+    return {"file": file, "layers": layers, "peak": peak}

@@ -1,6 +1,8 @@
 """Dividing rows into train, validation, test and folds: stratified, group-aware, seeded."""
 
 import re
+from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 
@@ -65,23 +67,22 @@ def split_rows(
         alike = Strata(table.labels, table.classes, groups)
     else:
         alike = Strata(strata, None, groups)
+    how: Callable[[Split, TrainSettings, Strata], Split] = _filed
     if settings.split not in ("auto", "given", "random"):
         whole = load_split(settings.split, table, usable)
-        divided = _filed(_thinned(whole, copies), settings, alike)
     elif settings.split != "random" and table.splits is not None:
-        whole = _given(table, table.splits, rows)
-        divided = _complete(_thinned(whole, copies), settings, alike, val)
+        whole, how = _given(table, table.splits, rows), partial(_complete, val_share=val)
     elif settings.split == "given":
         raise SplitError("These images come with no split; use --split random with --val, --test.")
     else:
         origin = f"random, {alike.how()}, seed {settings.seed}"
         whole = Split(rows, rows[:0], rows[:0], origin)
-        divided = _random(_thinned(whole, copies), settings, alike, val)
-    return divided if copies is None else copies.spread(divided, whole)
-
-
-def _thinned(split: Split, copies: Copies | None) -> Split:
-    return split if copies is None else copies.thin(split)
+        how = partial(_random, val_share=val)
+    if copies is None:
+        return how(whole, settings, alike)
+    with copies.told_of(whole):
+        divided = how(copies.thin(whole), settings, alike)
+    return copies.spread(divided, whole)
 
 
 def _random(split: Split, settings: TrainSettings, strata: Strata, val_share: float) -> Split:
@@ -107,8 +108,9 @@ def _filed(split: Split, settings: TrainSettings, strata: Strata) -> Split:
     asked = settings.folds or settings.leave_one_group_out
     if split.folds and (asked or (settings.test and not len(split.test))):
         raise SplitError(
-            f"{settings.split} has folds already, of all its training images. Leave --folds, "
-            "--leave-one-group-out and --test out, or take its fold columns away."
+            f"{settings.split} has folds already, of all its training images. Leave --folds "
+            "(or give --folds 0), --leave-one-group-out and --test out, or take its fold columns "
+            "away."
         )
     if split.folds:
         check_folds(split.folds, strata, f"Change the fold columns of {settings.split}.")

@@ -14,7 +14,6 @@ the Inception architecture", CVPR 2016 (label smoothing).
 import copy
 import hashlib
 import math
-import time
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from typing import Any
@@ -162,7 +161,7 @@ class _Stack:
 
     def train(self) -> list[Trained]:
         """Run all epochs, each problem as long as it needs them."""
-        started, keeper = time.monotonic(), checkpoint.present()
+        self.started, keeper = checkpoint.clock(), checkpoint.present()
         key = self._key() if keeper else ""
         if keeper and (state := keeper.load(key)):
             self._resume(state)
@@ -177,7 +176,7 @@ class _Stack:
             self._end_epoch(self.epoch, sums.cpu())
             if keeper and keeper.due:
                 keeper.save(key, self._state())
-        if keeper and time.monotonic() - started > WORTH_KEEPING:
+        if keeper and checkpoint.clock() - self.started > WORTH_KEEPING:
             keeper.save(key, self._state())
         self._remember(~self.validated)
         layers = [(weight.cpu(), bias.cpu()) for weight, bias in self.best.layers()]
@@ -189,6 +188,7 @@ class _Stack:
 
     def _state(self) -> dict[str, Any]:
         return {
+            "seconds": checkpoint.clock() - self.started,
             "epoch": self.epoch, "steps": self.optimizer.steps,
             "active": torch.from_numpy(self.active), "lowest": torch.from_numpy(self.lowest),
             "tensors": self._tensors(), "draws": [draws.state() for draws in self.draws.values()],

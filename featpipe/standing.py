@@ -11,11 +11,13 @@ from featpipe.calibration import (
     expected_calibration_error,
     fit_temperature,
     reliability,
+    wilson,
 )
 from featpipe.kept import Trial
 from featpipe.metrics import Scores, score
-from featpipe.ranking import accuracy_interval
+from featpipe.ranking import accuracy_interval, worth
 from featpipe.rounds import Round, Rounds
+from featpipe.route import Route
 from featpipe.route_results import (
     Accuracy,
     ClassRow,
@@ -27,7 +29,6 @@ from featpipe.route_results import (
     Seconds,
     SizePoint,
 )
-from featpipe.routes import Route
 from featpipe.sweep import validation_figures
 from featpipe.targets import Targets
 
@@ -114,8 +115,24 @@ def held_out(trials: Mapping[str, Trial], rounds: Rounds, targets: Targets) -> H
     return Held(rows, raw, proba, right / times)
 
 
-def outcome(standing: Standing, rounds: Rounds, targets: Targets, held: Held) -> RouteResult:
-    """Everything that is known of a route without the others."""
+def outcome(
+    standing: Standing,
+    rounds: Rounds,
+    targets: Targets,
+    held: Held,
+    groups: np.ndarray | None = None,
+) -> RouteResult:
+    """Everything that is known of a route without the others.
+
+    Parameters
+    ----------
+    standing : Standing
+    rounds : Rounds
+    targets : Targets
+    held : Held
+    groups : array, shape (n,), or None
+        Of the table's rows; images of one group say less than as many others.
+    """
     route, trials = standing.route, standing.trials
     ranking = [trials[one.name] for one in rounds.ranking]
     figures = [
@@ -123,7 +140,11 @@ def outcome(standing: Standing, rounds: Rounds, targets: Targets, held: Held) ->
         for one, trial in zip(rounds.ranking, ranking, strict=True)
     ]
     folds = {name: [found[name] for found in figures] for name in figures[0]}
-    value, low, high = accuracy_interval(folds["accuracy"], rounds.test_share, len(held.rows))
+    value, low, high = accuracy_interval(
+        folds["accuracy"],
+        rounds.test_share,
+        worth(held.right, None if groups is None else groups[held.rows]),
+    )
     assert value is not None
     assert low is not None
     assert high is not None
@@ -133,9 +154,13 @@ def outcome(standing: Standing, rounds: Rounds, targets: Targets, held: Held) ->
     test = None
     if rounds.test is not None:
         trial = trials[rounds.test.name]
-        test = _scores(calibrated(trial, rounds.test, targets), rounds.test, targets).to_dict()
+        proba = calibrated(trial, rounds.test, targets)
+        test = _scores(proba, rounds.test, targets).to_dict()
+        right = proba.argmax(axis=1) == targets.values[rounds.test.scored]
+        _widen(test, right, groups, rounds.test.scored)
     elif part == "test":
         test = scores.to_dict()
+        _widen(test, held.right, groups, held.rows)
     facts = next((one for one in reversed(list(trials.values())) if one.parameters), ranking[0])
     fit = float(np.mean([trial.seconds for trial in ranking]))
     shown = _names(targets, held)
@@ -193,6 +218,16 @@ def outcome(standing: Standing, rounds: Rounds, targets: Targets, held: Held) ->
 def _scores(proba: np.ndarray, one: Round, targets: Targets) -> Scores:
     truth = targets.values[one.scored]
     return score(truth, proba.argmax(axis=1), targets.classes, proba)
+
+
+def _widen(
+    scores: dict[str, Any], right: np.ndarray, groups: np.ndarray | None, rows: np.ndarray
+) -> None:
+    """Give an accuracy the interval that its groups allow."""
+    images = worth(right, None if groups is None else groups[rows])
+    if images < len(rows):
+        interval = list(wilson(round(scores["accuracy"] * images), images))
+        scores["accuracy_interval_95"] = scores["intervals_95"]["accuracy"] = interval
 
 
 def _names(targets: Targets, held: Held) -> Predictions:

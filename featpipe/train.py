@@ -3,7 +3,6 @@
 import hashlib
 import json
 import logging
-import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -138,7 +137,7 @@ def train_head(
     else:
         wanted: Sequence[str | None] = layers or [settings.layer]
         names = list(dict.fromkeys(cache.layer(layer) for layer in wanted))
-    begun, found = time.perf_counter(), None
+    begun, found = checkpoint.clock(), None
     unfitted = build_head(head, settings, options)
     for name in against:
         build_head(name, settings, {})
@@ -156,7 +155,7 @@ def train_head(
         curve = budget_curve(
             cache, names[0], head, settings, options, budgets, targets, split, on_progress
         )
-    before = time.perf_counter() - begun
+    before = checkpoint.clock() - begun
     unfitted.on_epoch = on_epoch
     classifier, result = fit_and_score(
         cache, names[0], split, head, unfitted, settings, targets, found, curve, before
@@ -236,7 +235,7 @@ def fit_and_score(
     """
     targets = targets or targets_of(cache.table)
     check_classes(targets, split)
-    begun = time.perf_counter()
+    begun = checkpoint.clock()
     head = head.on(cache.spec, layer, cache.layers[layer])
     rows = split.parts()
     truth = {name: targets.values[some] for name, some in rows.items()}
@@ -280,7 +279,7 @@ def fit_and_score(
     if predicted is not None:
         scores["train"] = score(truth["train"], predicted, targets.classes)
     scores |= {name: _scores(truth[name], proba[name], targets) for name in PARTS if name in raw}
-    seconds += time.perf_counter() - begun
+    seconds += checkpoint.clock() - begun
     conditions = {
         "features": cache.path.name,
         "layer": layer,

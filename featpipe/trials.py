@@ -11,7 +11,7 @@ import torch
 
 from featpipe.cache import FeatureCache
 from featpipe.calibration import apply_temperature
-from featpipe.checkpoint import present
+from featpipe.checkpoint import clock, present
 from featpipe.classifier import Classifier
 from featpipe.crossfit import SharedRows
 from featpipe.device import choose_device
@@ -24,7 +24,7 @@ from featpipe.pixel_rows import Decoded
 from featpipe.preparation import by_number
 from featpipe.result import Result
 from featpipe.rounds import Round
-from featpipe.routes import Route
+from featpipe.route import Route
 from featpipe.scratch import train_from_scratch
 from featpipe.settings import SEEDS, CompareSettings, TrainSettings
 from featpipe.sweep import LOWER_IS_BETTER, validation_figures
@@ -121,7 +121,7 @@ def head_trials(
     assert route.head is not None
     settings, targets = ground.training(route), ground.targets
     heads = [build_head(route.head, settings, some) for some in ground.candidates(route)]
-    layer, begun = cache.layer(route.layer), time.perf_counter()
+    layer, begun = cache.layer(route.layer), clock()
     tasks = [
         Task(one.fit, one.select, np.union1d(one.select, one.scored), seed=one.seed)
         for one in rounds
@@ -142,7 +142,7 @@ def head_trials(
             if choices[outcome.task].add(outcome.head, selecting, outcome.note):
                 best[outcome.task] = outcome
         del shared
-    seconds += max(0.0, time.perf_counter() - begun - seconds.sum()) / len(rounds)
+    seconds += max(0.0, clock() - begun - seconds.sum()) / len(rounds)
     found = {}
     for place, one in enumerate(rounds):
         options, outcome = choices[place].chosen(), best[place]
@@ -185,11 +185,11 @@ def network_trial(
     device = choose_device(ground.settings.device)
     with measured(device) as peak:
         for number, options in enumerate(ground.candidates(route)):
-            begun = time.perf_counter()
+            begun = clock()
             try:
                 if cache is not None:
                     classifier, result = _fitted(ground, route, cache, one, options, on_epoch)
-                    took = time.perf_counter() - begun
+                    took = clock() - begun
                     layer = cache.layer(route.layer)
                     predict = _head_seconds(classifier, cache, layer, one)
                 else:
@@ -198,7 +198,7 @@ def network_trial(
                         ground.source, one.split, route.scratch(options),
                         ground.training(route, one), on_epoch, decoded=decoded,
                     )  # fmt: skip
-                    took = time.perf_counter() - begun
+                    took = clock() - begun
                     predict = result.conditions["predict_seconds"]
             except HeadError as error:
                 choice.add(number, None, str(error))

@@ -6,6 +6,8 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from featpipe.errors import ResultsError
 
+DEEPEST = 50  # lists and tables within one another
+
 
 def read(kind: Any, value: Any, where: str = "") -> Any:
     """A plain value as a type has it; names that are not known are passed over.
@@ -25,6 +27,7 @@ def read(kind: Any, value: Any, where: str = "") -> Any:
     """
     origin, inner = get_origin(kind), get_args(kind)
     if kind is Any:
+        _check_depth(value, where)
         return value
     if origin in (Union, types.UnionType):
         if value is None and types.NoneType in inner:
@@ -43,8 +46,22 @@ def read(kind: Any, value: Any, where: str = "") -> Any:
         pairs = _as(dict, value, where).items()
         return {name: read(inner[1], one, f"{where}.{name}") for name, one in pairs}
     if kind is float and type(value) is int:
-        return float(value)
+        try:
+            return float(value)
+        except OverflowError:
+            raise ResultsError(f"{where} is an integer that no float is as large as.") from None
     return _as(kind, value, where)
+
+
+def _check_depth(value: Any, where: str) -> None:
+    """Refuse what is nested more deeply than anything that was ever written."""
+    level, depth = [value], 0
+    while level:
+        depth += 1
+        if depth > DEEPEST:
+            raise ResultsError(f"{where or 'The document'} is nested more than {DEEPEST} deep.")
+        inner = [one for one in level if isinstance(one, dict | list)]
+        level = [item for one in inner for item in (one.values() if isinstance(one, dict) else one)]
 
 
 def _read_fields(kind: Any, values: dict[str, Any], where: str) -> Any:

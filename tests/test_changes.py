@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from made_results import ROUTES, make_results
 
-from featpipe.changes import changes_between
+from featpipe.changes import RouteChange, changes_between
 from featpipe.route_results import Predictions
 
 
@@ -69,3 +69,46 @@ def test_the_paired_interval_holds_what_is_true(n: int) -> None:
         assert one.interval_95 is not None
         held += one.interval_95[0] <= 0.08 <= one.interval_95[1]
     assert held >= 180
+
+
+def test_a_change_is_told_between_accuracies_that_it_is_the_difference_of() -> None:
+    """Of repeated folds, accuracies are means of all, and what is paired is of the first."""
+    cnn = ROUTES[4:5]
+    old, new = make_results(300, routes=cnn, seed=1), make_results(300, routes=cnn)
+    reported = new.routes[0].accuracy
+    assert reported is not None
+    same = replace(new, routes=[replace(new.routes[0], accuracy=old.routes[0].accuracy)])
+    (one,) = changes_between(old, same).routes
+    assert one.method == "paired"
+    assert one.difference != 0
+    assert one.after - one.before == pytest.approx(one.difference)
+    assert one.after == pytest.approx(reported.value)
+
+
+def made_change(groups: list[str] | None, routes: int = 1) -> RouteChange:
+    """Six of 20 groups of ten images are won as a whole."""
+    base = make_results(200, ("a", "b"), ROUTES[:1])
+    labels, both = np.array(base.items.labels), []
+    for lost in (np.arange(200) % 20 < 6, np.zeros(200, bool)):
+        predicted = np.where(lost, 1 - labels, labels)
+        said = Predictions(list(range(200)), predicted.tolist(), [0.9] * 200, [0.9] * 200)
+        named = [
+            replace(base.routes[0], name=f"route {number}", predictions=said)
+            for number in range(routes)
+        ]
+        both.append(replace(base, items=replace(base.items, groups=groups), routes=named))
+    return changes_between(*both).routes[0]
+
+
+def test_changes_know_groups_and_how_many_routes_there_are() -> None:
+    def width(one: RouteChange) -> float:
+        assert one.interval_95 is not None
+        assert one.interval_95[0] <= one.difference <= one.interval_95[1]
+        return one.interval_95[1] - one.interval_95[0]
+
+    plain = made_change(None)
+    assert plain.difference == pytest.approx(0.3)
+    assert width(made_change([str(n % 20) for n in range(200)])) > 2 * width(plain)
+    assert width(made_change([""] * 200)) == width(plain)
+    assert width(made_change(None, 10)) > 1.3 * width(plain)
+    assert not made_change(["the only one"] * 200).sure

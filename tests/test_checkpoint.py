@@ -331,3 +331,35 @@ def test_killed_at_any_moment_it_ends_as_one_that_never_was(tmp_path: Path) -> N
     state, curves = torch.load(tmp_path / "made.pt", weights_only=True)
     assert same((state, curves), run(replace(PLAIN, epochs=30)))
     assert not (tmp_path / "unfinished").exists()
+
+
+def test_an_interrupted_training_takes_as_long_as_an_uninterrupted_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from featpipe import checkpoint
+
+    ticks = 0.0
+
+    class Ticking(Rows):
+        """A batch takes a second."""
+
+        def take(self, rows: Tensor, slot: int = 0) -> Tensor:
+            nonlocal ticks
+            ticks += 1
+            return super().take(rows, slot)
+
+    monkeypatch.setitem(globals(), "Rows", Ticking)
+    monkeypatch.setattr(checkpoint.time, "perf_counter", lambda: ticks)
+    took: dict[str, float] = {}
+    every: list[tuple[str, list[int | None]]] = [("whole", [None]), ("resumed", [5, 6, None])]
+    for name, interruptions in every:
+        for most in interruptions:
+            with checkpointing(tmp_path / name, seconds=0):
+                begun = checkpoint.clock()
+                try:
+                    run(most=most)
+                except Interrupted:
+                    continue
+                took[name] = checkpoint.clock() - begun
+    # The batch that was interrupted is begun again.
+    assert took == {"whole": 24, "resumed": 24}

@@ -88,3 +88,17 @@ def test_pictures_that_are_gone_leave_no_sheet(features: Path, tmp_path: Path) -
         assert "1 pairs" in found.stdout
     finally:
         away.rename(images)
+
+
+def test_names_that_begin_like_formulas_are_not_run_by_spreadsheets(tmp_path: Path) -> None:
+    for name, shape in (("=cmd|calc!A1", "circle"), ("square", "square")):
+        shutil.copytree(Path(SHAPES) / shape, tmp_path / "images" / name)
+    first = min((tmp_path / "images" / "=cmd|calc!A1").iterdir())
+    shutil.copy(first, tmp_path / "images" / "=cmd|calc!A1" / f"again{first.suffix}")
+    invoke("extract", tmp_path / "images", "-b", "pixels", "--input-size", 16,
+           "-o", tmp_path / "f.h5")  # fmt: skip
+    invoke("-q", "audit", tmp_path / "f.h5", "-o", tmp_path / "out", "--folds", 2)
+    with (tmp_path / "out" / "leaks.csv").open(encoding="utf-8", newline="") as file:
+        (row,) = csv.DictReader(file)
+    assert row["image"].startswith("'=cmd|calc!A1/")
+    assert row["other"].startswith("'=cmd|calc!A1/")

@@ -4,6 +4,7 @@ import csv
 import json
 import logging
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,13 @@ import numpy as np
 import pytest
 
 from featpipe import trials
+from featpipe.calibration import wilson
 from featpipe.compare import Comparison, compare_routes
+from featpipe.compare_plan import plan_comparison
 from featpipe.errors import RouteError, SplitError
 from featpipe.images import open_images
 from featpipe.results import Results
-from featpipe.route_results import RouteResult
+from featpipe.route_results import RouteResult, SizePoint
 from featpipe.routes import parse_route
 from featpipe.settings import (
     CompareSettings,
@@ -30,6 +33,7 @@ EXTRACT = ExtractSettings(input_size=64)
 SETTINGS = CompareSettings(folds=3, budgets=(1, 2), device="cpu")
 SCRATCH = ScratchSettings(epochs=2, input_size=32)
 HEADS = ("linear", "sklearn-logistic")
+BOTH: tuple[Callable[..., object], ...] = (compare_routes, plan_comparison)
 LINES = ("scratch=two-layer epochs=2 input_size=32 seed=1", "pixels=centroid", "pixels=knn")
 TIMES = {"seconds", "created", "images_per_second", "cost", "peak_bytes", "verdict", "peak",
          "decode_seconds", "predict_seconds", "extraction_seconds", "fit_seconds_of_all",
@@ -449,3 +453,166 @@ def test_copies_are_looked_for_once(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     second = run("pixels=centroid", f"backbone={NET} input_size=64")
     assert second.results.leaks == first.results.leaks
     assert second.split.train.tolist() == first.split.train.tolist()
+
+
+def test_images_of_one_group_make_the_accuracy_less_sure(tmp_path: Path) -> None:
+    widths = []
+    for group in ("none", r"(\d)\."):
+        settings = CompareSettings(folds=0, test=0.3, budgets=(), group=group, device="cpu")
+        found = compare_routes(
+            DATA / "shapes", out=tmp_path, settings=settings, routes=parse_route("pixels=centroid")
+        )
+        route = found.results.routes[0]
+        assert route.accuracy is not None
+        assert route.test is not None
+        low, high = route.accuracy.interval_95 or (0, 0)
+        assert [low, high] == pytest.approx(route.test["accuracy_interval_95"])
+        plain = wilson(round(route.accuracy.value * route.accuracy.n), route.accuracy.n)
+        widths.append((high - low) / (plain[1] - plain[0]))
+    assert widths[0] == pytest.approx(1)
+    assert widths[1] > 1.2
+
+
+def split_file(path: Path, parts: str, folds: bool = False) -> str:
+    """A split of the sample images: the parts of each class's images, in turn; three folds."""
+    ids, seen = open_images(DATA / "shapes").table.ids, dict[str, int]()
+    lines = ["id,part,fold1" if folds else "id,part"]
+    for name in ids:
+        number = seen[str(name).split("/")[0]] = seen.get(str(name).split("/")[0], -1) + 1
+        part = {"r": "train", "v": "val", "t": "test"}[parts[number % len(parts)]]
+        fold = "" if not folds else f",{number % 3 + 1}" if part == "train" else ","
+        lines.append(f"{name},{part}{fold}")
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return str(path)
+
+
+def test_a_single_class_to_train_on_is_refused(tmp_path: Path) -> None:
+    text = Path(split_file(tmp_path / "all.csv", "rrrt")).read_text(encoding="utf-8")
+    lines = [line for line in text.splitlines() if "circle" in line or ",part" in line]
+    (tmp_path / "split.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    settings = CompareSettings(split=str(tmp_path / "split.csv"), folds=0, device="cpu")
+    with pytest.raises(SplitError, match="only one class among the training images: circle"):
+        compare_routes(
+            DATA / "shapes", out=tmp_path, settings=settings, routes=parse_route("pixels=centroid")
+        )
+
+
+def test_candidates_are_refused_where_the_split_has_no_rows_to_choose_among(
+    tmp_path: Path,
+) -> None:
+    routes = parse_route("pixels=knn sweep.k=1,3")
+    given: dict[str, Any] = {"budgets": (), "val": 0.0, "device": "cpu"}
+
+    def run(parts: str, folds: int) -> Comparison:
+        path = split_file(tmp_path / "split.csv", parts)
+        settings = CompareSettings(split=path, folds=folds, **given)
+        return compare_routes(DATA / "shapes", out=tmp_path, settings=settings, routes=routes)
+
+    for parts, folds in (("rrt", 0), ("rrrrt", 2)):
+        with pytest.raises(RouteError, match="no rows to choose among them"):
+            run(parts, folds)
+    assert len(run("rrrvt", 0).rounds.ranking[0].select)
+    # What the table brings is as good.
+    table = tmp_path / "table.csv"
+    lines = Path(split_file(tmp_path / "split.csv", "rrrvt")).read_text(encoding="utf-8")
+    rows = [line.split(",") for line in lines.splitlines()[1:]]
+    text = ["path,label,split", *(f"{one},{one.split('/')[0]},{part}" for one, part in rows)]
+    table.write_text("\n".join(text) + "\n", encoding="utf-8")
+    found = compare_routes(
+        table, out=tmp_path / "table", settings=CompareSettings(folds=0, **given), routes=routes,
+        image_settings=ImageSettings(root=str(DATA / "shapes"), label_column="label"),
+    )  # fmt: skip
+    assert found.results.routes[0].candidates == 2
+
+
+def test_folds_of_a_split_file_are_taken_and_its_validation_rows_select(tmp_path: Path) -> None:
+    routes = parse_route("pixels=centroid")
+    settings = CompareSettings(
+        split=split_file(tmp_path / "split.csv", "rrrvt", folds=True), budgets=(), device="cpu"
+    )
+    found = compare_routes(DATA / "shapes", out=tmp_path, settings=settings, routes=routes)
+    assert found.results.design["folds"] == 3
+    for one in found.rounds.every:
+        assert one.select.tolist() == found.split.val.tolist()
+        assert len(one.select)
+        assert not set(one.fit) & set(one.select)
+    # And what a comparison leaves can be used for the next one.
+    plain = CompareSettings(folds=2, repeats=2, budgets=(), device="cpu")
+    first = compare_routes(DATA / "shapes", out=tmp_path / "a", settings=plain, routes=routes)
+    again = CompareSettings(split=str(tmp_path / "a" / "split.csv"), budgets=(), device="cpu")
+    second = compare_routes(DATA / "shapes", out=tmp_path / "b", settings=again, routes=routes)
+    assert second.results.design["folds"] == 2
+    assert second.results.design["repeats"] == 2
+    assert [one.scored.tolist() for one in second.rounds.ranking] == [
+        one.scored.tolist() for one in first.rounds.ranking
+    ]
+    other = CompareSettings(split=again.split, folds=3, budgets=(), device="cpu")
+    with pytest.raises(SplitError, match="--folds 0"):
+        compare_routes(DATA / "shapes", out=tmp_path / "b", settings=other, routes=routes)
+
+
+def test_a_single_class_is_refused_before_anything_is_computed(tmp_path: Path) -> None:
+    shutil.copytree(DATA / "shapes" / "circle", tmp_path / "shapes" / "circle")
+    for ask in BOTH:
+        with pytest.raises(SplitError, match="of one class, 'circle'"):
+            ask(tmp_path / "shapes", out=tmp_path / "out", routes=parse_route("pixels=centroid"))
+    assert not list(tmp_path.glob("out/*.h5"))
+
+
+def test_images_that_are_too_few_because_they_are_copies_are_told_so(tmp_path: Path) -> None:
+    shutil.copytree(DATA / "shapes", tmp_path / "shapes")
+    files = sorted((tmp_path / "shapes" / "circle").iterdir())
+    for file in files[1:]:
+        file.unlink()
+        shutil.copy(files[0], file.with_suffix(files[0].suffix))
+    for ask in BOTH:
+        with pytest.raises(SplitError, match=r"11 copies of other images do not count"):
+            ask(tmp_path / "shapes", out=tmp_path / "out", routes=parse_route("pixels=centroid"))
+
+
+def test_a_damaged_label_budget_is_made_again(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    settings = CompareSettings(folds=2, budgets=(1, 2), device="cpu")
+
+    def run() -> list[SizePoint]:
+        found = compare_routes(
+            DATA / "shapes", out=tmp_path, settings=settings, routes=parse_route("pixels=centroid")
+        )
+        return found.results.routes[0].budget
+
+    whole = run()
+    assert len(whole) == 3
+    [file] = (tmp_path / "routes").rglob("budget-*")
+    kept = file.read_bytes()
+    edited = kept.replace(b'"size": 1, "value": 0.', b'"size": 1, "value": 1.')
+    assert edited != kept
+    for content in (b"[{}]", b"[]", b"", edited, kept[:-3]):
+        file.write_bytes(content)
+        caplog.clear()
+        assert run() == whole
+        assert "is run again" in caplog.text
+        assert file.read_bytes() == kept
+
+
+@pytest.mark.parametrize(
+    "entries", ["[1]", "3", '[{"file": "../x.h5", "layers": []}]', '[{"file": "a.h5"}]']
+)
+def test_a_damaged_index_of_features_is_made_again(
+    tmp_path: Path, entries: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    def run() -> list[float]:
+        settings = CompareSettings(folds=2, budgets=(), device="cpu")
+        found = compare_routes(
+            DATA / "shapes", out=tmp_path, settings=settings, routes=parse_route("pixels=centroid")
+        )
+        return found.results.routes[0].folds.accuracy
+
+    before, index = run(), tmp_path / "features.json"
+    [key] = json.loads(index.read_text(encoding="utf-8"))
+    index.write_text(f'{{"{key}": {entries}}}', encoding="utf-8")
+    assert run() == before
+    assert "cannot be read" in caplog.text
+    assert [one["file"] for one in json.loads(index.read_text(encoding="utf-8"))[key]] == [
+        file.name for file in tmp_path.glob("features-*.h5")
+    ]

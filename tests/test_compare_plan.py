@@ -6,7 +6,8 @@ import pytest
 
 from featpipe.compare import compare_routes
 from featpipe.compare_plan import ComparisonPlan, plan_comparison
-from featpipe.routes import Route, parse_route
+from featpipe.route import Route
+from featpipe.routes import parse_route
 from featpipe.settings import CompareSettings
 
 SHAPES = Path(__file__).parents[1] / "data" / "shapes"

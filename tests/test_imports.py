@@ -121,8 +121,10 @@ FLOORS = [
     ["finetune"],
     ["scratch"],
     [
+        "route",
         "routes",
         "rounds",
+        "admission",
         "peak",
         "kept",
         "trials",

@@ -237,3 +237,12 @@ def test_figures_are_short() -> None:
 def test_ticks_are_round(low: float, high: float, found: list[float]) -> None:
     assert ticks(low, high) == pytest.approx(found)
     assert ticks(0.5, 0.5) == [0.5]
+
+
+def test_what_is_of_one_repetition_is_told_so(tmp_path: Path) -> None:
+    results = make_results(40)
+    assert results.design["repeats"] == 3
+    page = write_page(results, tmp_path).read_text("utf-8")
+    assert "Of the first of 3 repetitions of the folds" in page
+    once = replace(results, design={**results.design, "repeats": 1})
+    assert "Of the first of" not in write_page(once, tmp_path).read_text("utf-8")

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from featpipe.ranking import accuracy_interval, differences
+from featpipe.ranking import accuracy_interval, differences, worth
 from featpipe.route_results import Difference
 
 IMAGES, FOLDS = 300, 5
@@ -92,3 +92,38 @@ def test_an_accuracy_is_never_surer_than_its_images_allow() -> None:
     found = accuracy_interval([0.2, 0.9, 0.4], 0.5, 10_000)
     assert found.low == 0
     assert found.high == 1
+
+
+def test_routes_right_on_the_same_images_are_not_known_to_be_equal() -> None:
+    found = differences(np.ones((2, 12)), np.ones((2, 1)), 0.25, 0)[1]
+    assert found is not None
+    low, high = found.interval_95 or (0, 0)
+    assert low < -0.1
+    assert high > 0.1
+
+
+def test_an_interval_without_zero_and_a_small_p_come_together() -> None:
+    for seed in range(60):
+        random = np.random.default_rng(seed)
+        right = (random.random((2, 40)) < [[0.9], [0.7]]).astype(float)
+        found = differences(right, right.mean(axis=1, keepdims=True), 0.25, 0)[1]
+        assert found is not None
+        assert found.p is not None
+        assert found.sure == (found.p < 0.05)
+
+
+def test_an_accuracy_is_no_surer_than_its_groups_allow() -> None:
+    """Of 20 patients with 50 images each, whose accuracies differ."""
+    held = {"groups": 0, "images": 0}
+    names = np.repeat(np.arange(20), 50).astype(str)
+    for seed in range(100):
+        random = np.random.default_rng(seed)
+        right = (random.random((20, 50)) < random.beta(4, 1, 20)[:, None]).ravel().astype(float)
+        for name, groups in (("groups", names), ("images", None)):
+            found = accuracy_interval([right.mean()], 0.25, worth(right, groups))
+            held[name] += found.low <= 0.8 <= found.high  # type: ignore[operator]
+    assert held["groups"] >= 90
+    assert held["images"] <= 65  # what there is to be wary of
+    # All right, and yet no more than so many patients; each alone, as many as there are images.
+    assert worth(np.ones(1000), names) <= 22
+    assert worth(np.ones(1000), np.arange(1000)) == 1000

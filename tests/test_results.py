@@ -108,3 +108,18 @@ def test_files_that_are_not_there_or_damaged_are_named(tmp_path: Path) -> None:
     (tmp_path / "results.json").write_text("{}")
     with pytest.raises(ResultsError, match=r"results\.json: These are no results"):
         Results.load(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["deep", "deep in a field", "large"])
+def test_a_hostile_file_is_refused_in_words(tmp_path: Path, name: str) -> None:
+    document = json.dumps(made().to_dict())
+    texts = {
+        "deep": "[" * 100_000 + "]" * 100_000,
+        "deep in a field": document.replace('"folds": 2', '"folds": ' + "[" * 500 + "]" * 500),
+        "large": document.replace('"value": 0.75', '"value": 1' + "0" * 400),
+    }
+    text = texts[name]
+    assert text != document
+    (tmp_path / "results.json").write_text(text)
+    with pytest.raises(ResultsError, match=r"cannot be read as JSON|nested more than|no float is"):
+        Results.load(tmp_path)

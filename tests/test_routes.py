@@ -5,9 +5,11 @@ from pathlib import Path
 import pytest
 
 from featpipe.backbones import load_backbone
+from featpipe.compare import settled
 from featpipe.errors import RouteError
-from featpipe.routes import Route, checked, named, parse_route, read_routes
-from featpipe.settings import ScratchSettings
+from featpipe.route import Route, checked
+from featpipe.routes import named, parse_route, read_routes
+from featpipe.settings import CompareSettings, ScratchSettings
 
 FILE = """
 [[route]]
@@ -165,3 +167,38 @@ def test_the_documented_file_is_one(tmp_path: Path) -> None:
     block = text.partition("```toml\n")[2].partition("```")[0]
     routes = named(read_routes(written(tmp_path, block)))
     assert [route.kind for route in routes] == ["scratch", *["head"] * 7, "finetune", "pixels"]
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ('backbone="mobilenet_v2"\ncut=""', "cut is empty"),
+        ('backbone="pixels"\ncut="x"', "no layer to cut behind"),
+        ('pixels="knn"\nname="  "', "something to read"),
+        (f'pixels="knn"\nname="{"n" * 100_000}"', "of 100,000 characters"),
+        ('scratch="small"\nlr=inf', "lr is inf; it must be finite"),
+        ('pixels="logistic"\nsweep.C=[1.0,nan]', "C is nan; it must be finite"),
+        ('pixels="logistic"\nsweep.C=[1,1.0]', "a value twice"),
+        ('scratch="small"\nepochs=2020-01-01', "epochs is 2020-01-01, which is a date"),
+        ('scratch="small"\nwidths="a"', "widths are 'a'; give whole numbers"),
+        ('scratch="small"\ninput_size=[1,2,3]', r"input_size is \(1, 2, 3\); it must be from 4"),
+        ('scratch="small"\nsweep.epochs=[1,"x"]', "epochs is 'x'; it must be at least 1"),
+    ],
+)
+def test_what_no_option_can_be_is_told_in_words(tmp_path: Path, text: str, told: str) -> None:
+    with pytest.raises(RouteError, match=told) as raised:
+        read_routes(written(tmp_path, f"[[route]]\n{text}\n"))
+    assert "not supported between" not in str(raised.value)
+
+
+def test_a_mark_at_the_beginning_of_the_file_is_no_matter(tmp_path: Path) -> None:
+    assert len(read_routes(written(tmp_path, '\ufeff[[route]]\npixels = "knn"\n'))) == 1
+
+
+def test_more_candidates_than_could_be_listed_are_refused_at_once() -> None:
+    many = ",".join(map(str, range(1, 60)))
+    sweeps = " ".join(f"sweep.{name}={many}" for name in ("C", "max_iter", "tol"))
+    [route] = parse_route(f"pixels=logistic {sweeps}")
+    assert route.count == 59**3
+    with pytest.raises(RouteError, match="has 205379 candidates, more than the 20"):
+        settled([route], CompareSettings(), {})

@@ -121,7 +121,7 @@ def _print(document: dict[str, Any], classes: tuple[str, ...]) -> None:
     print_calibration(document["calibration"])
     conditions = document["conditions"]
     options = conditions["options"]
-    since = ", since it went on," if conditions["resumed"] else ""
+    since = ", with interruptions," if conditions["resumed"] else ""
     say()
     say(
         f"{conditions['route']}, {options['input_size']} pixels, {options['precision']}; split "
