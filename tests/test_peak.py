@@ -8,7 +8,6 @@ import pytest
 
 from featpipe import peak
 
-
 HELD = """
 import numpy as np
 from featpipe import peak
